@@ -1,0 +1,161 @@
+"""ME-Net (Yang et al. 2019): drop pixels at random, rebuild the image by matrix estimation, classify."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.random import Draws
+from harness.registry import defenses, estimators
+from harness.types import Defense, HarnessError
+
+Estimator = Callable[[Tensor, Tensor], Estimate]
+
+for _name, _estimator in (
+    ("usvt", usvt),
+    ("soft-impute", soft_impute),
+    ("nuclear-norm", nuclear_norm),
+):
+    estimators.register(_name)(_estimator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MENet(Defense):
+    """Masks with keep probabilities p_k = p_low + k (p_high - p_low) / n, k = 1..n, in training;
+    one mask with their mean at inference (section 2.3; the released code's grid).
+
+    `concat` puts the channels side by side and masks every matrix entry; `separate` estimates each
+    channel on its own under one shared mask. `estimates` fixed training versions of each image, as in
+    the paper; 0 draws a fresh mask at every use, as adversarial training does.
+    """
+
+    randomised: ClassVar[bool] = True
+    backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "identity"
+
+    p_low: float = 0.4
+    p_high: float = 0.6
+    masks: int = 10
+    channels: Literal["concat", "separate"] = "concat"
+    estimates: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p_low <= self.p_high <= 1:
+            raise HarnessError(
+                f"keep probabilities from {self.p_low} to {self.p_high}: "
+                "they must satisfy 0 < p_low <= p_high <= 1"
+            )
+        if self.masks < 1:
+            raise HarnessError(f"masks is {self.masks}: it must be 1 or more")
+        if self.estimates not in (0, self.masks):
+            raise HarnessError(
+                f"estimates is {self.estimates}: it must be 0 (fresh masks) or masks = {self.masks}"
+            )
+
+    @property
+    @abc.abstractmethod
+    def estimator(self) -> Estimator:
+        """(observed, mask) -> Estimate, on batched matrices."""
+
+    def keep_probability(self, k: int) -> float:
+        """p_k of training mask k, counted from 0."""
+        return self.p_low + (k + 1) * (self.p_high - self.p_low) / self.masks
+
+    @property
+    def inference_probability(self) -> float:
+        """The mean of the training probabilities."""
+        return sum(map(self.keep_probability, range(self.masks))) / self.masks
+
+    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+        return self._rebuild(images, draws, self.inference_probability)
+
+    def training_transform(
+        self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
+        if self.estimates:
+            return self._rebuild(images, draws, self.keep_probability(draws.draw))
+        lowest = self.keep_probability(0)
+        width = self.keep_probability(1) - lowest if self.masks > 1 else 0.0
+        levels = lowest + width * draws.integers(self.masks, lane="level").to(images)
+        return self._rebuild(images, draws, levels)
+
+    def _rebuild(self, images: Tensor, draws: Draws, probability: float | Tensor) -> Tensor:
+        _, channels, height, width = images.shape
+        planes = channels if self.channels == "concat" else 1
+        mask = draws.bernoulli(probability, planes, height, width, lane="mask")
+        exact = images.requires_grad and torch.is_grad_enabled()
+        return reconstruct(
+            images,
+            mask,
+            estimator=self.estimator,
+            channels=self.channels,
+            backward="exact" if exact else "none",
+        )
+
+
+@defenses.register("menet-nuc")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NuclearNormMENet(MENet):
+    """ME-Net with nuclear-norm minimisation, solved to a relative duality gap."""
+
+    mu: float = 1.0
+    gap: float = 1e-3
+
+    @property
+    def estimator(self) -> Estimator:
+        return functools.partial(nuclear_norm, mu=self.mu, gap=self.gap)
+
+
+@defenses.register("menet-softimpute")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftImputeMENet(MENet):
+    """ME-Net with Soft-Impute at a fiftieth of the largest singular value."""
+
+    keep_observed: bool = False
+    tolerance: float = 1e-3
+    max_iterations: int = 100
+
+    @property
+    def estimator(self) -> Estimator:
+        return functools.partial(
+            soft_impute,
+            keep_observed=self.keep_observed,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+
+
+@defenses.register("menet-usvt")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class USVTMENet(MENet):
+    """ME-Net with universal singular value thresholding."""
+
+    rule: Literal["fixed", "threshold"] = "fixed"
+    rank_fraction: float = 0.8
+
+    @property
+    def estimator(self) -> Estimator:
+        return functools.partial(usvt, rule=self.rule, rank_fraction=self.rank_fraction)
+
+
+@defenses.register("menet")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CustomMENet(MENet):
+    """ME-Net with any registered estimator, or one of your own: -D method=path.py:function."""
+
+    method: str = "nuclear-norm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        estimators.get(self.method)
+
+    @property
+    def estimator(self) -> Estimator:
+        chosen: Estimator = estimators.get(self.method)
+        return chosen

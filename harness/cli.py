@@ -1,0 +1,164 @@
+"""The command line. Thin: it turns words into cells and prints what comes back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import __version__
+from harness.types import HarnessError, number
+
+
+class _Group(click.Group):
+    """One place where errors that the user can mend become one message and an exit status."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except HarnessError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.status)
+
+
+class _Number(click.ParamType[float]):
+    name = "number"
+
+    def convert(self, value: Any, param: Any, context: Any) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return number(value)
+        except HarnessError as error:
+            self.fail(str(error), param, context)
+
+
+class _Assignment(click.ParamType[tuple[str, str]]):
+    name = "key=value"
+
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r} is not of the form key=value", param, context)
+        return key.strip().replace("-", "_"), text.strip()
+
+
+NUMBER, ASSIGNMENT = _Number(), _Assignment()
+_RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results/runs"),
+    show_default=True,
+    help="Folder of records, and of all else unless --cache says otherwise.",
+)
+_DATA = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder with the datasets' files. Default: HARNESS_DATA, else a cache folder of yours.",
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="harness")
+def main() -> None:
+    """Adversarial robustness, measured so that the number can be trusted.
+
+    \b
+    harness run --defense menet-nuc --attack bpda --steps 1000
+    harness run --dataset mnist --defense vanilla --defense madry --attack fgsm --attack pgd
+    harness table
+    """
+
+
+@main.command()
+@click.option("--dataset", default="digits", show_default=True)
+@click.option("--defense", "defenses", multiple=True, required=True, help="Repeat for a matrix.")
+@click.option("--attack", "attacks", multiple=True, required=True, help="Repeat for a matrix.")
+@click.option("--model", help="Classifier. Default: the dataset's.")
+@click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure")
+@click.option("--epochs", type=click.IntRange(1), help="Compresses the training schedule.")
+@click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255.")
+@click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Attack steps.")
+@click.option("--step-size", type=NUMBER, help="Default: the dataset's, 0.01 or 2/255.")
+@click.option("--eot", type=click.IntRange(1), help="Draws that a step's gradient averages.")
+@click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many test images.")
+@click.option("--max-queries", type=click.IntRange(1), help="Forwards an image may cost.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one.")
+@click.option("-A", "attack_options", type=ASSIGNMENT, multiple=True, help="Attack's field.")
+@click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True, help="Defense's field.")
+@click.option("-M", "model_options", type=ASSIGNMENT, multiple=True, help="Model's field.")
+@click.option("-T", "training_options", type=ASSIGNMENT, multiple=True, help="Training's field.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@_RESULTS
+@_DATA
+def run(**words: Any) -> None:
+    """Train or load each defense, run each attack, print a table.
+
+    The same command again runs only what is missing.
+
+    \b
+    harness run --dataset mnist --defense madry --attack pgd --steps 40 --limit 1000
+    """
+    from harness import engine
+
+    sys.exit(engine.run(**words))
+
+
+@main.command()
+@click.option("--format", "form", type=click.Choice(["md", "csv"]), default="md", show_default=True)
+@_RESULTS
+def table(form: str, results: Path) -> None:
+    """The stored records as a table: rows are defenses, columns attacks.
+
+    \b
+    harness table --results results/runs --format csv
+    """
+    from harness import tables
+    from harness.store import Store
+
+    if not (results / "records").is_dir():
+        raise HarnessError(f"no records in {results}: `harness run` makes some, or name --results")
+    loaded = tables.load(Store(results))
+    click.echo(tables.markdown(loaded) if form == "md" else tables.csv(loaded), nl=False)
+
+
+@main.command(name="list")
+@click.argument("kind", required=False)
+@click.option("--all", "everything", is_flag=True, help="With what the attack libraries ship.")
+def list_(kind: str | None, everything: bool) -> None:
+    """All attacks, defenses, models, datasets and estimators, one line each.
+
+    \b
+    harness list attacks --all
+    """
+    from harness import engine
+
+    engine.list_plugins(kind, everything=everything)
+
+
+@main.group()
+def data() -> None:
+    """Look at datasets."""
+
+
+@data.command(name="check")
+@click.argument("name")
+@_DATA
+def data_check(name: str, data_dir: Path | None) -> None:
+    """Counts, digest, shape and range of a dataset.
+
+    \b
+    harness data check mnist --data-dir ~/data
+    """
+    from harness.data import summary
+
+    click.echo(summary(name, data_dir))

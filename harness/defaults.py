@@ -1,0 +1,71 @@
+"""What a run takes where the user says nothing: `protocols/defaults.toml`, by dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import tomllib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from harness.records import TrainingPlan
+from harness.spec import convert, parse
+from harness.types import HarnessError, Spec, number
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = (
+        importlib.resources.files("harness.protocols").joinpath("defaults.toml").read_text("utf-8")
+    )
+    return tomllib.loads(text)
+
+
+def of(dataset: str) -> dict[str, Any]:
+    """Model, epsilon, step size and training of a dataset; `"*"` for one that is not known."""
+    table = _table()
+    entry = dict(table.get(dataset.partition(":")[0], table["*"]))
+    base = entry.pop("like", None)
+    if base is None:
+        return entry
+    inherited = of(base)
+    for name, value in entry.items():
+        both = isinstance(value, dict) and isinstance(inherited.get(name), dict)
+        inherited[name] = {**inherited[name], **value} if both else value
+    return inherited
+
+
+def epsilon(dataset: str) -> float:
+    return number(str(of(dataset)["epsilon"]))
+
+
+def step_size(dataset: str) -> float:
+    return number(str(of(dataset)["step_size"]))
+
+
+def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:
+    """The training of a dataset, with what the user set instead.
+
+    `epochs` compresses the schedule: milestones are shares of it.
+
+    Raises:
+        HarnessError: an override that is no field of TrainingPlan, or does not fit its type.
+    """
+    entry = of(dataset)
+    chosen = {**entry[kind], "kind": kind, "paper_epochs": entry.get("paper_epochs") or None}
+    if kind == "adversarial":
+        chosen.setdefault("epsilon", epsilon(dataset))
+    chosen |= {name: value for name, value in overrides.items() if value is not None}
+    hints = typing.get_type_hints(TrainingPlan)
+    known = {field.name for field in dataclasses.fields(TrainingPlan)}
+    for name in list(chosen):
+        if name not in known:
+            allowed = ", ".join(sorted(known - {"kind", "paper_epochs"}))
+            raise HarnessError(f"training has no parameter {name!r}: it has {allowed}")
+        if name == "inner":
+            chosen[name] = chosen[name] if isinstance(chosen[name], Spec) else parse(chosen[name])
+        else:
+            chosen[name] = convert(name, chosen[name], hints[name], "training")
+    return TrainingPlan(**chosen)

@@ -1,0 +1,97 @@
+"""A defense and its classifier as one function from images to logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from harness.random import Draws, Role, content_ids
+from harness.types import Backward, Defense, HarnessError
+
+
+@dataclasses.dataclass(frozen=True)
+class Defended:
+    """What is attacked: transformation, classifier and, where the defense has one, auxiliary module."""
+
+    model: nn.Module
+    defense: Defense
+    classes: int
+    auxiliary: nn.Module | None = None
+
+    @property
+    def randomised(self) -> bool:
+        """Whether two looks at one image may differ."""
+        return self.defense.randomised and self.defense.randomness == "fresh"
+
+    def modules(self) -> list[nn.Module]:
+        return [self.model] + ([self.auxiliary] if self.auxiliary is not None else [])
+
+    def frozen(self) -> Defended:
+        """Itself, in evaluation mode, with parameters that take and hold no gradients."""
+        for module in self.modules():
+            module.eval().requires_grad_(False)
+            module.zero_grad(set_to_none=True)
+        return self
+
+    def transform(self, images: Tensor, draws: Draws) -> Tensor:
+        """What the classifier sees: (N, C, H, W) -> (N, C', H, W)."""
+        return self.defense.transform(images, self._inference_draws(images, draws), self.auxiliary)
+
+    def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
+        """(N, K) logits at inference, differentiable by the images along the backward pass asked for."""
+        return self._classify(
+            images, self._inference_draws(images, draws), backward, training=False
+        )
+
+    def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
+        """(N, K) logits as training sees them: a fresh training version of each image."""
+        return self._classify(images, draws, "declared", training=True)
+
+    def _classify(
+        self, images: Tensor, draws: Draws, backward: Backward, *, training: bool
+    ) -> Tensor:
+        defense = self.defense
+        apply = defense.training_transform if training else defense.transform
+        kind = defense.backward if backward == "declared" else backward
+        if kind == "exact" or not (images.requires_grad and torch.is_grad_enabled()):
+            seen = apply(images, draws, self.auxiliary)
+        else:
+            with torch.no_grad():
+                hard = apply(images.detach(), draws, self.auxiliary)
+            if kind == "identity":
+                soft = images
+            else:
+                soft = defense.surrogate(images, draws, self.auxiliary)
+            if soft.shape != hard.shape:
+                raise HarnessError(
+                    f"the {kind} backward pass of {type(defense).__name__} gives shape "
+                    f"{tuple(soft.shape[1:])} where its forward gives {tuple(hard.shape[1:])}: "
+                    "use the declared backward pass (-A backward=declared)"
+                )
+            seen = _Straight.apply(soft, hard)
+        logits: Tensor = self.model(seen)
+        return logits
+
+    def _inference_draws(self, images: Tensor, draws: Draws) -> Draws:
+        """The defense's `randomness`: whose ids, and which place, the transformation draws at."""
+        if not self.defense.randomised or self.defense.randomness == "fresh":
+            return draws
+        if self.defense.randomness == "fixed":
+            ids = torch.zeros_like(draws.ids)
+        else:
+            ids = content_ids(images)
+        return Draws(draws.seed, ids, Role.FIXED)
+
+
+class _Straight(torch.autograd.Function):
+    """Forward `hard`, backward to `soft`: the straight-through form of BPDA."""
+
+    @staticmethod
+    def forward(context: object, soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.view_as(hard)
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

@@ -1,0 +1,296 @@
+"""What the command line does that needs torch: words to cells, cells to a printed table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from harness import defaults, registry, tables
+from harness.progress import reporter
+from harness.records import Cell, Failure, Record, Target, Timing
+from harness.runner import Runner
+from harness.spec import accepts_any, fields, parse
+from harness.store import Store
+from harness.train import Interrupted, Stop
+from harness.types import HarnessError, Spec, ThreatModel
+from harness.workshop import Workshop
+
+INTERRUPTED = 130
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, else the GPU where there is one.
+
+    Raises:
+        HarnessError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).split("\n")[0]
+        raise HarnessError(f"device {name!r} cannot be used here: {first}") from error
+    return device
+
+
+def target_of(
+    text: str,
+    *,
+    dataset: str,
+    model: Spec,
+    training: str,
+    seed: int,
+    plan_overrides: Mapping[str, Any],
+    defense_options: Mapping[str, Any],
+) -> Target:
+    """The defended model that a defense's name means; `madry` is vanilla, trained adversarially."""
+    spec = parse(text)
+    if spec.name == "madry":
+        spec, training = dataclasses.replace(spec, name="vanilla"), "adversarial"
+    spec = _with_options(spec, defense_options, registry.defenses)
+    plan = defaults.plan(dataset, training, plan_overrides)
+    return Target(dataset=dataset, model=model, defense=spec, training=plan, seed=seed)
+
+
+def _with_options(
+    spec: Spec, options: Mapping[str, Any], kind: registry.Registry, *, always: bool = True
+) -> Spec:
+    """A spec with options added: `key=value` for all, `name.key=value` for one plugin. Options that a
+    plugin does not have are left out unless `always`."""
+    make = kind.get(spec.name)
+    known = fields(make)
+    chosen = dict(spec.parameters)
+    for key, value in options.items():
+        owner, dot, rest = key.rpartition(".")
+        if dot and owner.replace("_", "-") != spec.name:
+            continue
+        name = rest if dot else key
+        if dot or always or name in known or accepts_any(make):
+            chosen.setdefault(name, value)
+    return dataclasses.replace(spec, parameters=chosen)
+
+
+def attack_of(
+    text: str, settings: Mapping[str, Any], options: Mapping[str, Any], step: float
+) -> Spec:
+    """The attack that a name means, with the command line's settings where it has such fields."""
+    spec = parse(text)
+    innermost = spec
+    while innermost.inner is not None:
+        innermost = innermost.inner
+    own = fields(registry.attacks.get(innermost.name))
+    chosen = {
+        **{name: value for name, value in settings.items() if value is not None and name in own},
+        **innermost.parameters,
+    }
+    if "step_size" in own:
+        chosen.setdefault("step_size", step)
+    changed = dataclasses.replace(innermost, parameters=chosen)
+    spec = _replace_innermost(spec, changed)
+    return _with_options(spec, options, registry.attacks)
+
+
+def _replace_innermost(spec: Spec, changed: Spec) -> Spec:
+    if spec.inner is None:
+        return changed
+    return dataclasses.replace(spec, inner=_replace_innermost(spec.inner, changed))
+
+
+def _check_options(
+    flag: str, options: Mapping[str, Any], names: Sequence[str], kind: registry.Registry
+) -> None:
+    """An option that none of the named plugins has is a mistake.
+
+    Raises:
+        HarnessError: with what they have.
+    """
+    if len(names) < 2:
+        return
+    makes = [kind.get(parse(name).name) for name in names]
+    known = set().union(*(fields(make) for make in makes))
+    for key in options:
+        if "." not in key and key not in known and not any(map(accepts_any, makes)):
+            raise HarnessError(
+                f"{flag} {key}: none of {', '.join(names)} has it. They have {', '.join(sorted(known))}"
+            )
+
+
+def run(**words: Any) -> int:
+    """`harness run`. Returns the exit status."""
+    dataset = words["dataset"]
+    entry = defaults.of(dataset)
+    epsilon = words["epsilon"] if words["epsilon"] is not None else defaults.epsilon(dataset)
+    step = words["step_size"] if words["step_size"] is not None else defaults.step_size(dataset)
+    threat = ThreatModel(epsilon=epsilon, norm=words["norm"])
+    model = parse(words["model"] or entry["model"])
+    model = _with_options(model, dict(words["model_options"]), registry.models)
+    defense_options, attack_options = dict(words["defense_options"]), dict(words["attack_options"])
+    defenses = ["vanilla" if parse(name).name == "madry" else name for name in words["defenses"]]
+    _check_options("-D", defense_options, defenses, registry.defenses)
+    _check_options("-A", attack_options, words["attacks"], registry.attacks)
+    several_defenses, several_attacks = len(words["defenses"]) > 1, len(words["attacks"]) > 1
+    overrides = {"epochs": words["epochs"], **dict(words["training_options"])}
+    if words["epsilon"] is not None and "epsilon" not in overrides:
+        overrides["epsilon"] = epsilon  # adversarial training meets the ball it is judged by
+    cells = []
+    for seed in words["seeds"]:
+        for name in words["defenses"]:
+            target = target_of(
+                name,
+                dataset=dataset,
+                model=model,
+                training=words["training"],
+                seed=seed,
+                plan_overrides=overrides,
+                defense_options=_owned(defense_options, name, registry.defenses, several_defenses),
+            )
+            for attack in words["attacks"]:
+                spec = attack_of(
+                    attack,
+                    {name: words[name] for name in ("steps", "eot")},
+                    _owned(attack_options, attack, registry.attacks, several_attacks),
+                    step,
+                )
+                cells.append(
+                    Cell(
+                        target=target,
+                        attack=spec,
+                        threat=threat,
+                        draws=words["draws"],
+                        limit=words["limit"],
+                        max_queries=words["max_queries"],
+                    )
+                )
+    return execute(cells, words)
+
+
+def _owned(
+    options: Mapping[str, Any], name: str, kind: registry.Registry, several: bool
+) -> dict[str, Any]:
+    """Of several plugins each takes the options that it has; a single one must have them all."""
+    if not several:
+        return dict(options)
+    plain = "vanilla" if parse(name).name == "madry" else parse(name).name
+    make = kind.get(plain)
+    known = fields(make)
+    return {
+        key: value
+        for key, value in options.items()
+        if "." in key or key in known or accepts_any(make)
+    }
+
+
+def execute(cells: Sequence[Cell], words: Mapping[str, Any]) -> int:
+    """Run cells, print the table, say where the records lie."""
+    store = Store(words["results"], words["cache"])
+    store.prepare()
+    report = reporter(quiet=words["quiet"])
+    with _signals() as stop:
+        workshop = Workshop(
+            store=store,
+            device=choose_device(words["device"]),
+            reporter=report,
+            stop=stop,
+            data_dir=words["data_dir"],
+        )
+        runner = Runner(workshop=workshop, batch_size=words["batch_size"])
+        try:
+            results = runner.run(cells)
+        except Interrupted:
+            click.echo("stopped: what is done is kept; the same command again goes on", err=True)
+            return INTERRUPTED
+    timings = {result.key: store.read_json("timings", result.key, Timing) for result in results}
+    note = workshop.dataset(cells[0].target.dataset, "test").note
+    show(results, timings, store.results, note)
+    failed = [result for result in results if isinstance(result, Failure)]
+    if not failed:
+        return 0
+    return 1 if any(failure.kind == "damaged" for failure in failed) else 2
+
+
+def show(
+    results: Sequence[Record | Failure],
+    timings: Mapping[str, Timing | None],
+    folder: Path,
+    note: str,
+) -> None:
+    """The table that a person reads, and the doubts under it."""
+    cell = results[0].cell
+    target = cell.target
+    click.echo(
+        f"\n{target.dataset}, {target.model}, {target.training.epochs} epochs, "
+        f"{cell.threat.norm} epsilon {cell.threat.epsilon:.4g}" + (f"; {note}" if note else "")
+    )
+    click.echo(tables.summary(results, timings))
+    click.echo(
+        "Accuracies in percent: mean over the scoring draws, beside the paper's one draw and the vote."
+    )
+    shown = set()
+    for result in results:
+        if isinstance(result, Failure):
+            click.echo(
+                f"{result.kind}: {result.cell.attack} on {result.cell.target.label}: {result.reason}"
+            )
+            continue
+        for flag, reason in result.flags.items():
+            line = f"{flag}: {result.cell.attack} on {result.cell.target.label}: {reason}"
+            if line not in shown:
+                shown.add(line)
+                click.echo(line)
+    for result in results:
+        kind = "failures" if isinstance(result, Failure) else "records"
+        click.echo(f"{kind[:-1]}: {folder / kind / result.key}.json")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask the run to stop; a second one ends it at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def list_plugins(kind: str | None, *, everything: bool) -> None:
+    """`harness list`."""
+    kinds = {
+        each.kind + "s": each
+        for each in (
+            registry.attacks,
+            registry.defenses,
+            registry.models,
+            registry.datasets,
+            registry.estimators,
+        )
+    }
+    if kind is not None and kind not in kinds:
+        raise HarnessError(f"no kind of plugin is called {kind!r}: there are {', '.join(kinds)}")
+    registry.defenses.names()  # the estimators stand beside the defense that uses them
+    for name, each in kinds.items():
+        if kind not in (None, name):
+            continue
+        click.echo(f"{name}:")
+        width = max((len(entry.name) for entry in each), default=0)
+        for entry in each:
+            click.echo(f"  {entry.name:<{width}}  {entry.summary}  [{entry.origin}]")
+        for prefix, make in each.bridges().items():
+            summary = (make.__doc__ or "").strip().split("\n")[0]
+            click.echo(f"  {prefix}:...  {summary}")

@@ -1,0 +1,188 @@
+"""Cells and records: what is asked, and what was found. Plain data; needs no torch."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from harness.statistics import wilson
+from harness.types import HarnessError, Spec, ThreatModel, Training
+
+Augment = Literal["none", "crop", "crop-flip"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How a module is trained: momentum SGD with step decay, as in the paper, or Adam."""
+
+    kind: Training = "pure"
+    epochs: int
+    batch_size: int = 256
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the learning rate is divided by 10, as shares of all epochs."""
+    augment: Augment = "none"
+    limit: int | None = None
+    """Only so many training images."""
+    inner: Spec | None = None
+    """The attack of adversarial training."""
+    epsilon: float = 0.0
+    warmup: float = 0.0
+    """Share of the epochs over which the inner attack's epsilon grows linearly to its full size."""
+    paper_epochs: int | None = None
+    """How many epochs the published schedule has: fewer is scaled down."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HarnessError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        if not self.learning_rate > 0:
+            raise HarnessError(f"learning_rate is {self.learning_rate}: it must be positive")
+        if self.limit is not None and self.limit < 1:
+            raise HarnessError(f"a training limit of {self.limit}: it must be 1 or more")
+        if self.kind == "adversarial" and self.inner is None:
+            raise HarnessError("adversarial training needs an inner attack")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A defended model to be trained, or loaded."""
+
+    dataset: str
+    model: Spec
+    defense: Spec
+    training: TrainingPlan
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """`menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
+        if self.training.kind == "pure":
+            return str(self.defense)
+        madry = self.defense == Spec("vanilla")
+        return "madry" if madry else f"{self.defense} adversarial"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a table: everything that is asked for."""
+
+    target: Target
+    attack: Spec
+    threat: ThreatModel
+    draws: int = 10
+    limit: int | None = None
+    max_queries: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "limit", "max_queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HarnessError(f"{name} is {value}: it must be 1 or more")
+
+
+def pack(bits: Sequence[bool]) -> str:
+    """Outcomes as text: base64 of one bit each, first image in the highest bit."""
+    padded = list(bits) + [False] * (-len(bits) % 8)
+    octets = bytes(
+        sum(bool(bit) << (7 - place) for place, bit in enumerate(padded[start : start + 8]))
+        for start in range(0, len(padded), 8)
+    )
+    return base64.b64encode(octets).decode()
+
+
+def unpack(text: str, count: int) -> list[bool]:
+    """The inverse of `pack` for `count` outcomes."""
+    octets = base64.b64decode(text)
+    return [bool(octets[place // 8] >> (7 - place % 8) & 1) for place in range(count)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Four ways to count K scoring draws of n images, each a share in [0, 1]."""
+
+    one_draw: float
+    """Under the first draw alone: the paper's number."""
+    mean: float
+    """Mean over all draws."""
+    vote: float
+    """The true label is predicted more often than any other."""
+    all_draws: float
+    """Right in every draw."""
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `mean`, images taken as the independent units."""
+        return wilson(self.mean * self.count, self.count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TracePoint:
+    """Robust accuracy had the attack stopped after so many steps."""
+
+    step: int
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was found for a cell. The same cell on the same machine gives the same record, bit for bit:
+    durations stand in a timing beside it."""
+
+    key: str
+    cell: Cell
+    resolved: Mapping[str, Any]
+    """Every parameter of model, defense and attack, defaults included."""
+    classes: int
+    count: int
+    ids: str
+    """Digest of the sample ids, in order: two records with the same one can be compared image by image."""
+    clean: Accuracy
+    robust: Accuracy
+    returned: Accuracy
+    """Robust accuracy with the images as returned, outside the ball or not."""
+    clean_outcomes: tuple[str, ...]
+    """For each draw, packed: right on the original image."""
+    robust_outcomes: tuple[str, ...]
+    fooled_on_the_way: float
+    """Share of images that were fooled inside the ball at some query, whatever was returned."""
+    fooled_outcomes: str
+    trace: tuple[TracePoint, ...] = ()
+    distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Median and largest L-infinity and L2 distances."""
+    passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Mean forwards, backwards for each image, and the share of backwards without a gradient."""
+    invalid: tuple[int, ...] = ()
+    """Ids of images that broke the threat model and count as not attacked."""
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Evidence flags with the reason of each."""
+    notes: tuple[str, ...] = ()
+    made: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Commit, library versions, device, threads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A cell that did not give a number, and why."""
+
+    key: str
+    cell: Cell
+    reason: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long a cell took, over all the runs that worked on it."""
+
+    key: str
+    seconds: float
+    """Wall-clock time of attack and scoring."""
+    images_per_second: float
+    started: str

@@ -1,0 +1,182 @@
+"""Plugins by name: a decorator, entry points of other packages, or a class in a file.
+
+Nothing is imported before somebody asks, so that the command line stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.types import HarnessError
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One registered plugin: what makes it, in one line what it is, and where it comes from."""
+
+    name: str
+    make: Callable[..., Any]
+    summary: str
+    origin: str
+
+
+class Registry:
+    """Plugins of one kind. `package` holds the built-in ones, `group` is the entry-point group."""
+
+    def __init__(self, kind: str, package: str | None, group: str) -> None:
+        self.kind = kind
+        self.package = package
+        self.group = group
+        self._entries: dict[str, Entry] = {}
+        self._bridges: dict[str, Callable[[str], Callable[..., Any]]] = {}
+        self._found = False
+
+    def register(self, name: str, **preset: Any) -> Callable[[Any], Any]:
+        """Decorator: register a class or function under `name`, optionally with preset parameters."""
+
+        def decorate(make: Any) -> Any:
+            self._add(name, make, preset, origin=make.__module__)
+            return make
+
+        return decorate
+
+    def bridge(self, prefix: str) -> Callable[[Any], Any]:
+        """Decorator: `make(rest)` answers every name of the form `prefix:rest`."""
+
+        def decorate(make: Any) -> Any:
+            self._bridges[prefix] = make
+            return make
+
+        return decorate
+
+    def _add(self, name: str, make: Any, preset: dict[str, Any], origin: str) -> None:
+        if name in self._entries:
+            raise HarnessError(
+                f"two {self.kind}s are called {name!r}: {self._entries[name].origin} and {origin}. "
+                "Rename one of them"
+            )
+        summary = (inspect.getdoc(make) or "").strip().split("\n")[0]
+        factory = Preset(make, preset) if preset else make
+        self._entries[name] = Entry(name, factory, summary, origin)
+
+    def _find(self) -> None:
+        if self._found:
+            return
+        self._found = True
+        if self.package is not None:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__, self.package + "."):
+                importlib.import_module(module.name)
+        for point in importlib.metadata.entry_points(group=self.group):
+            if point.name in self._entries:
+                continue
+            try:
+                make = point.load()
+            except Exception as error:  # a broken guest must not take the others down
+                message = f"{point.value} does not load: {type(error).__name__}: {error}"
+                make = _Broken(f"{self.kind} {point.name}: {message}")
+            self._add(point.name, make, {}, origin=point.value)
+
+    def __iter__(self) -> Iterator[Entry]:
+        self._find()
+        return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self]
+
+    def bridges(self) -> dict[str, Callable[[str], Callable[..., Any]]]:
+        self._find()
+        return dict(sorted(self._bridges.items()))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """What makes the plugin `name`.
+
+        Raises:
+            HarnessError: no such plugin (with the nearest names), or a file that does not load.
+        """
+        self._find()
+        if name in self._entries:
+            return self._entries[name].make
+        prefix, _, rest = name.partition(":")
+        if rest and prefix in self._bridges:
+            made: Callable[..., Any] = self._bridges[prefix](rest)
+            return made
+        if rest and prefix.endswith(".py"):
+            return self._from_file(Path(prefix), rest)
+        near = difflib.get_close_matches(name, list(self._entries), n=3, cutoff=0.4)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self._entries)}."
+        )
+        raise HarnessError(
+            f"no {self.kind} is called {name!r}: {hint} `harness list {self.kind}s` shows all; "
+            f"one of your own is path/to/file.py:Class"
+        )
+
+    def _from_file(self, path: Path, attribute: str) -> Callable[..., Any]:
+        module = load_file(path)
+        make = getattr(module, attribute, None)
+        if not callable(make):
+            offers = [key for key, value in vars(module).items() if inspect.isclass(value)]
+            near = difflib.get_close_matches(attribute, offers, n=3, cutoff=0.3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "it defines none of that name"
+            raise HarnessError(f"{path} has no class or function {attribute!r}: {hint}")
+        return make  # type: ignore[no-any-return]
+
+
+class Preset:
+    """A factory with some parameters set; explicit ones win."""
+
+    def __init__(self, make: Callable[..., Any], preset: dict[str, Any]) -> None:
+        self.make = make
+        self.preset = preset
+        self.__doc__ = make.__doc__
+
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        return self.make(*args, **{**self.preset, **parameters})
+
+
+class _Broken:
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.__doc__ = message
+
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        raise HarnessError(self.message)
+
+
+def load_file(path: Path) -> Any:
+    """The module in a Python file that the user named. Runs the file: it is the user's own code."""
+    if not path.is_file():
+        raise HarnessError(f"no file {path}: a plugin of your own is path/to/file.py:Class")
+    name = "harness_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise HarnessError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise HarnessError(f"{path} does not load: {type(error).__name__}: {error}") from error
+    return module
+
+
+attacks = Registry("attack", "attacks", "harness.attacks")
+defenses = Registry("defense", "defenses", "harness.defenses")
+models = Registry("model", "models", "harness.models")
+datasets = Registry("dataset", "harness.datasets", "harness.datasets")
+estimators = Registry("estimator", None, "harness.estimators")

@@ -1,0 +1,202 @@
+"""Records -> Markdown and CSV. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from harness import audit
+from harness.progress import duration
+from harness.records import Failure, Record, Timing
+from harness.store import Store
+
+UNKNOWN = "–"
+MARKS = "*†‡§¶‖#^~"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def with_interval(record: Record) -> str:
+    """`41.2 [38.2, 44.3]`, in percent, with the marks of its flags."""
+    low, high = record.robust.interval
+    return f"{percent(record.robust.mean)} [{percent(low)}, {percent(high)}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """All that a results folder holds."""
+
+    records: list[Record]
+    failures: list[Failure]
+    timings: Mapping[str, Timing]
+
+
+def load(store: Store) -> Loaded:
+    """Every record, failure and timing, in the order of their keys.
+
+    Raises:
+        DamageError: one of them is damaged.
+    """
+    records = [store.read_json("records", name, Record) for name in store.names("records")]
+    failures = [store.read_json("failures", name, Failure) for name in store.names("failures")]
+    timings = [store.read_json("timings", name, Timing) for name in store.names("timings")]
+    return Loaded(
+        [record for record in records if record is not None],
+        [failure for failure in failures if failure is not None],
+        {timing.key: timing for timing in timings if timing is not None},
+    )
+
+
+def grid(loaded: Loaded) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes): a row for each trained defense, a column for each attack."""
+    marks: dict[str, str] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    clean: dict[tuple[str, ...], str] = {}
+    columns: list[str] = []
+    for record in sorted(loaded.records, key=_order):
+        row = _row(record)
+        column = _column(record)
+        if column not in columns:
+            columns.append(column)
+        for flag in record.flags:
+            marks.setdefault(flag, MARKS[len(marks) % len(MARKS)])
+        mark = "".join(marks[flag] for flag in record.flags)
+        rows.setdefault(row, {})[column] = with_interval(record) + mark
+        clean[row] = percent(record.clean.mean)
+    for failure in loaded.failures:
+        row, column = _row(failure), _column(failure)
+        if column not in columns:
+            columns.append(column)
+        rows.setdefault(row, {}).setdefault(column, f"{failure.kind}: {failure.reason}")
+    header = ["dataset", "defense", "model", "epochs", "seed", "n", "clean", *columns]
+    body = [
+        [*row, clean.get(row, UNKNOWN), *(cells.get(column, UNKNOWN) for column in columns)]
+        for row, cells in rows.items()
+    ]
+    notes = [f"{mark} {flag}: {audit.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
+    return header, body, notes
+
+
+def _order(record: Record) -> tuple[str, ...]:
+    cell = record.cell
+    return (cell.target.dataset, cell.target.label, str(cell.attack), record.key)
+
+
+def _row(item: Record | Failure) -> tuple[str, ...]:
+    cell = item.cell
+    count = str(item.count) if isinstance(item, Record) else str(cell.limit or UNKNOWN)
+    target = cell.target
+    return (
+        target.dataset,
+        target.label,
+        str(target.model),
+        str(target.training.epochs),
+        str(target.seed),
+        count,
+    )
+
+
+def _column(item: Record | Failure) -> str:
+    return f"{item.cell.attack} at {item.cell.threat.norm} {item.cell.threat.epsilon:.4g}"
+
+
+def markdown(loaded: Loaded) -> str:
+    """The grid as Markdown, flags explained below it."""
+    from tabulate import tabulate
+
+    header, body, notes = grid(loaded)
+    if not body:
+        return "No records here yet.\n"
+    cells = [[escape_markdown(cell) for cell in row] for row in body]
+    table = tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
+    caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
+    return "\n".join([table, "", caption, *(f"  {note}" for note in notes)]) + "\n"
+
+
+def csv(loaded: Loaded) -> str:
+    """One line a record, every number in full."""
+    import pandas
+
+    rows = [flat(record, loaded.timings.get(record.key)) for record in loaded.records]
+    frame = pandas.DataFrame(rows)
+    text: str = frame.to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def flat(record: Record, timing: Timing | None) -> dict[str, object]:
+    """A record as one row of plain values."""
+    cell, target = record.cell, record.cell.target
+    low, high = record.robust.interval
+    return {
+        "dataset": target.dataset,
+        "defense": guarded(target.label),
+        "training": target.training.kind,
+        "model": guarded(str(target.model)),
+        "attack": guarded(str(cell.attack)),
+        "norm": cell.threat.norm,
+        "epsilon": cell.threat.epsilon,
+        "seed": target.seed,
+        "epochs": target.training.epochs,
+        "count": record.count,
+        "draws": record.resolved["draws"],
+        "clean": record.clean.mean,
+        "clean_vote": record.clean.vote,
+        "robust": record.robust.mean,
+        "robust_low": low,
+        "robust_high": high,
+        "robust_one_draw": record.robust.one_draw,
+        "robust_vote": record.robust.vote,
+        "robust_all_draws": record.robust.all_draws,
+        "fooled_on_the_way": record.fooled_on_the_way,
+        "median_l2": record.distances.get("median_l2"),
+        "forwards": record.passes.get("forwards"),
+        "backwards": record.passes.get("backwards"),
+        "flags": " ".join(record.flags),
+        "seconds": timing.seconds if timing else None,
+        "images_per_second": timing.images_per_second if timing else None,
+        "commit": record.made.get("commit"),
+        "key": record.key,
+    }
+
+
+def guarded(text: str) -> str:
+    """A CSV cell that no spreadsheet reads as a formula."""
+    return "'" + text if text[:1] in "=+-@\t\r" else text
+
+
+def escape_markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
+    """What `harness run` ends with: one line a cell."""
+    from tabulate import tabulate
+
+    header = ["defense", "attack", "n", "clean (ε = 0)", "robust", "95 % interval", "one draw"]
+    header += ["vote", "seconds", "images/s", "flags"]
+    body = []
+    for result in results:
+        cell = result.cell
+        if isinstance(result, Failure):
+            body.append([cell.target.label, str(cell.attack), *[UNKNOWN] * 8, result.kind])
+            continue
+        low, high = result.robust.interval
+        timing = timings.get(result.key)
+        body.append(
+            [
+                cell.target.label,
+                str(cell.attack),
+                str(result.count),
+                percent(result.clean.mean),
+                percent(result.robust.mean),
+                f"{percent(low)} – {percent(high)}",
+                percent(result.robust.one_draw),
+                percent(result.robust.vote),
+                duration(timing.seconds) if timing else UNKNOWN,
+                f"{timing.images_per_second:.3g}" if timing else UNKNOWN,
+                " ".join(result.flags) or "none",
+            ]
+        )
+    return tabulate(body, headers=header, tablefmt="github", disable_numparse=True)

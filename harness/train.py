@@ -1,0 +1,209 @@
+"""The one training loop, resumable bit for bit.
+
+Everything random is a function of (seed, epoch or step, sample id), so that a checkpoint needs only
+weights, the optimiser's state and the position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness import store
+from harness.progress import Reporter
+from harness.random import Draws, Role, combine, permutation
+from harness.records import TrainingPlan
+from harness.types import Batch, DamageError, Dataset, HarnessError
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; what was under way is saved."""
+
+
+@dataclasses.dataclass
+class Stop:
+    """Raised by a signal, looked at between steps."""
+
+    asked: bool = False
+
+    def check(self) -> None:
+        if self.asked:
+            raise Interrupted
+
+
+Loss = Callable[[nn.Module, Batch, Draws], Tensor]
+"""(module, batch, draws of role TRAIN) -> (N,) losses."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained on what, and where its state is kept."""
+
+    title: str
+    module: nn.Module
+    dataset: Dataset
+    plan: TrainingPlan
+    loss: Loss
+    seed: int
+    device: torch.device
+    state_path: Path
+    identity: str
+    """The training key: a state file of another training is refused."""
+    save_every: float = 60.0
+
+
+def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
+    """Train `job.module` in place. Goes on from `state_path` where it exists.
+
+    Returns the mean loss of the last epoch and the seconds that this call took.
+
+    Raises:
+        Interrupted: after the state was saved.
+        HarnessError: a loss that is not finite, with step, samples and a hint.
+        DamageError: a state file that is damaged or of another training.
+    """
+    plan, module, dataset = job.plan, job.module, job.dataset
+    train = dataset.first(plan.limit)
+    steps = -(-len(train) // plan.batch_size)
+    optimiser = _optimiser(plan, module)
+    position, running = _restore(job, optimiser)
+    started = saved = time.monotonic()
+    with reporter.task(job.title, plan.epochs * steps) as task:
+        task.advance(position)
+        module.train()
+        while position < plan.epochs * steps:
+            epoch, step = divmod(position, steps)
+            if step == 0:
+                running = 0.0
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(plan, epoch)
+            order = permutation(job.seed, len(train), role=Role.SHUFFLE, step=epoch)
+            chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+            batch = train.batch(chosen).to(job.device)
+            torch.manual_seed(combine(job.seed, Role.TRAIN, position))  # for dropout alone
+            with _precision(job.device):
+                losses = job.loss(module, batch, Draws(job.seed, batch.ids, Role.TRAIN, position))
+            value = float(losses.detach().mean())
+            if not _finite(value):
+                raise HarnessError(
+                    f"{job.title}: the loss is {value} at step {position} (epoch {epoch}, samples "
+                    f"{batch.ids[:4].tolist()}...). Lower the learning rate (now "
+                    f"{learning_rate(plan, epoch):g}): -T learning_rate={plan.learning_rate / 10:g}"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            running += value
+            position += 1
+            task.advance(1, f"epoch {epoch + 1}/{plan.epochs}, loss {running / (step + 1):.3f}")
+            if stop.asked or time.monotonic() - saved > job.save_every:
+                _save(job, optimiser, position, running)
+                saved = time.monotonic()
+                stop.check()
+    module.eval()
+    return {"loss": running / steps, "seconds": time.monotonic() - started}
+
+
+def learning_rate(plan: TrainingPlan, epoch: int) -> float:
+    """Divided by 10 at each milestone."""
+    passed = sum(epoch >= round(share * plan.epochs) for share in plan.milestones)
+    return plan.learning_rate * 0.1**passed
+
+
+def inner_epsilon(plan: TrainingPlan, epoch: float) -> float:
+    """The inner attack's radius: it grows over the first `warmup` share of the epochs."""
+    if plan.warmup <= 0:
+        return plan.epsilon
+    return plan.epsilon * min(1.0, epoch / (plan.warmup * plan.epochs))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,)"""
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def augment(images: Tensor, draws: Draws, kind: str) -> Tensor:
+    """Random crop after 4 pixels of zero padding, and for `crop-flip` a horizontal flip by half chance.
+
+    (N, C, H, W) -> the same shape; drawn for each sample with role AUGMENT.
+    """
+    if kind == "none":
+        return images
+    place = draws.at(role=Role.AUGMENT)
+    count, channels, height, width = images.shape
+    padded = functional.pad(images, (4, 4, 4, 4))
+    offset = place.integers(9, 2, lane="crop")
+    rows = offset[:, :1] + torch.arange(height, device=images.device)
+    columns = offset[:, 1:] + torch.arange(width, device=images.device)
+    if kind == "crop-flip":
+        flip = place.bernoulli(0.5, 1, lane="flip")
+        columns = torch.where(flip, columns.flip(1), columns)
+    sample = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _optimiser(plan: TrainingPlan, module: nn.Module) -> torch.optim.Optimizer:
+    if plan.optimiser == "adam":
+        return torch.optim.Adam(module.parameters(), lr=plan.learning_rate)
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=plan.learning_rate,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+    )
+
+
+def _state(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The optimiser's tensors, by parameter and name."""
+    for index, parameter in enumerate(optimiser.param_groups[0]["params"]):
+        for name, value in optimiser.state[parameter].items():
+            if isinstance(value, Tensor):
+                yield f"optimiser.{index}.{name}", value
+
+
+def _save(job: Job, optimiser: torch.optim.Optimizer, position: int, running: float) -> None:
+    tensors = {f"model.{name}": value for name, value in job.module.state_dict().items()}
+    tensors |= dict(_state(optimiser))
+    metadata = {
+        "training": job.identity,
+        "position": str(position),
+        "running": float(running).hex(),
+    }
+    store.write_tensors(job.state_path, tensors, metadata)
+
+
+def _restore(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    try:
+        tensors, metadata = store.read_tensors(job.state_path)
+    except FileNotFoundError:
+        return 0, 0.0
+    if metadata.get("training") != job.identity:
+        raise DamageError(f"{job.state_path} is the state of another training: delete it")
+    weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    job.module.load_state_dict(weights)
+    parameters = optimiser.param_groups[0]["params"]
+    for label, value in tensors.items():
+        if label.startswith("optimiser."):
+            _, index, name = label.split(".")
+            parameter = parameters[int(index)]
+            on = "cpu" if name == "step" else parameter.device  # Adam counts on the host
+            optimiser.state[parameter][name] = value.to(on)
+    return int(metadata["position"]), float.fromhex(metadata["running"])

@@ -1,0 +1,221 @@
+"""What an attack may touch: one view of a defended model, with the access that its threat model grants.
+
+The view, not the attack, counts forwards, backwards and queries for each sample, and gathers the evidence
+that the audit needs: vanished gradients, and images that were fooled at some valid query. So a library's
+attack is watched exactly as a native one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from harness.defended import Defended
+from harness.geometry import TOLERANCE, norms
+from harness.random import Draws
+from harness.types import Access, Backward, Batch, Gradient, HarnessError, ThreatModel
+
+_LEVEL = {"none": 0, "labels": 1, "scores": 2, "gradients": 3}
+
+
+class QueryBudgetSpent(Exception):
+    """A sample asked for more than `max_queries`; the runner takes the view's candidates instead."""
+
+
+@dataclasses.dataclass
+class Evidence:
+    """What a view saw, for each sample of its batch: tensors of shape (N,)."""
+
+    forwards: Tensor
+    backwards: Tensor
+    dead_gradients: Tensor
+    """Backwards that gave a gradient of exact zeros, or one that was not finite."""
+    first_fooled: Tensor
+    """The number of the first forward inside ball and box with a wrong prediction; -1 where none."""
+
+    @classmethod
+    def empty(cls, count: int, device: torch.device) -> Evidence:
+        zeros = torch.zeros(count, dtype=torch.int64, device=device)
+        return cls(zeros, zeros.clone(), zeros.clone(), zeros - 1)
+
+
+class View:
+    """The victim as one attack sees one batch. It implements `harness.types.Victim`."""
+
+    def __init__(
+        self,
+        defended: Defended,
+        batch: Batch,
+        threat: ThreatModel,
+        access: Access,
+        *,
+        max_queries: int | None = None,
+        on_pass: Callable[[int], None] | None = None,
+    ) -> None:
+        self._defended = defended
+        self._batch = batch
+        self._threat = threat
+        self._access = access
+        self._max_queries = max_queries
+        self._on_pass = on_pass or (lambda images: None)
+        self._sorted_ids, self._order = torch.sort(batch.ids)
+        self.evidence = Evidence.empty(len(batch), batch.ids.device)
+        self.candidates = batch.images.clone() if max_queries is not None else None
+
+    @property
+    def classes(self) -> int:
+        return self._defended.classes
+
+    @property
+    def randomised(self) -> bool:
+        return self._defended.randomised
+
+    def labels(self, images: Tensor, draws: Draws) -> Tensor:
+        self._need("labels")
+        return self._forward(images, draws).argmax(dim=1)
+
+    def logits(self, images: Tensor, draws: Draws) -> Tensor:
+        self._need("scores")
+        return self._forward(images, draws)
+
+    def transform(self, images: Tensor, draws: Draws) -> Tensor:
+        """The defense's transformation alone, without gradients: known to a white-box adversary."""
+        self._need("gradients")
+        with torch.no_grad():
+            return self._defended.transform(images, draws)
+
+    def gradient(
+        self,
+        images: Tensor,
+        draws: Draws,
+        loss: Callable[[Tensor], Tensor],
+        *,
+        backward: Backward = "declared",
+        samples: int = 1,
+    ) -> Gradient:
+        self._need("gradients")
+        at = self._positions(draws)
+        sums: list[Tensor] = []
+        for sample in range(samples):
+            place = draws.at(draw=draws.draw * samples + sample) if samples > 1 else draws
+            self._spend(at, images)
+            pixels = images.detach().requires_grad_(True)
+            with torch.enable_grad():
+                scores = self._defended.logits(pixels, place, backward=backward)
+                objective = loss(scores)
+                slope = self._differentiate(objective, pixels)
+            right = self._watch(at, images, scores.detach())
+            slope = self._watch_gradient(at, slope)
+            seen = [slope, objective.detach(), scores.detach(), right]
+            sums = seen if not sums else [a + b for a, b in zip(sums, seen, strict=True)]
+        return Gradient(*(sums if samples == 1 else [total / samples for total in sums]))
+
+    def module(self, batch: Batch, draws: Draws) -> nn.Module:
+        self._need("labels")
+        return _Module(self, batch, draws)
+
+    @property
+    def access(self) -> Access:
+        return self._access
+
+    def _need(self, access: Access) -> None:
+        if _LEVEL[self._access] < _LEVEL[access]:
+            raise HarnessError(
+                f"an attack with access to {self._access} asked for {access}: "
+                "declare the access that the attack needs in its class"
+            )
+
+    def _positions(self, draws: Draws) -> Tensor:
+        """Where in the batch each sample stands."""
+        return self._order[torch.searchsorted(self._sorted_ids, draws.ids)]
+
+    def _spend(self, at: Tensor, images: Tensor) -> None:
+        counts = self.evidence.forwards
+        if self._max_queries is not None and len(at):
+            spent = counts.index_add(0, at, torch.ones_like(at))
+            if int(spent.max()) > self._max_queries:
+                raise QueryBudgetSpent
+        counts.index_add_(0, at, torch.ones_like(at))
+        self._on_pass(len(images))
+
+    def _forward(self, images: Tensor, draws: Draws) -> Tensor:
+        at = self._positions(draws)
+        self._spend(at, images)
+        with torch.no_grad():
+            scores = self._defended.logits(images, draws)
+        self._watch(at, images, scores)
+        return scores
+
+    def _watch(self, at: Tensor, images: Tensor, scores: Tensor) -> Tensor:
+        """Note samples fooled inside the ball; (n,) float, 1 where the prediction is right."""
+        images = images.detach()
+        right = scores.argmax(dim=1) == self._batch.labels[at]
+        distance = norms(images - self._batch.images[at], self._threat.norm)
+        inside = distance <= self._threat.epsilon + TOLERANCE
+        fooled = inside & ~right
+        first = self.evidence.first_fooled
+        new = torch.where(fooled & (first[at] < 0), self.evidence.forwards[at], first[at])
+        first[at] = new
+        if self.candidates is not None:
+            keep = fooled.reshape(-1, 1, 1, 1)
+            self.candidates[at] = torch.where(keep, images, self.candidates[at])
+        return right.to(scores.dtype)
+
+    def _watch_gradient(self, at: Tensor, slope: Tensor) -> Tensor:
+        """Count dead gradients; put zero where one is not finite, so that the attack can go on."""
+        size = slope.flatten(1).abs().sum(dim=1)
+        dead = (size == 0) | ~torch.isfinite(size)
+        self.evidence.backwards.index_add_(0, at, torch.ones_like(at))
+        self.evidence.dead_gradients.index_add_(0, at, dead.to(at.dtype))
+        return torch.where(torch.isfinite(size).reshape(-1, 1, 1, 1), slope, 0.0)
+
+    @staticmethod
+    def _differentiate(objective: Tensor, pixels: Tensor) -> Tensor:
+        if not objective.requires_grad:  # a transformation that cuts the graph
+            return torch.zeros_like(pixels)
+        (slope,) = torch.autograd.grad(objective.sum(), pixels, allow_unused=True)
+        return torch.zeros_like(pixels) if slope is None else slope
+
+
+class _Module(nn.Module):
+    """The view as a module for library attacks. The weights are no submodule: out of reach.
+
+    Libraries drop and repeat images as they like; a row is matched to its sample by position where
+    the count fits, else by the nearest original image.
+    """
+
+    def __init__(self, view: View, batch: Batch, draws: Draws) -> None:
+        super().__init__()
+        self._view = [view]
+        self._samples = batch
+        self._draws = draws
+        self._calls = 0
+        # Libraries read the device from the first parameter.
+        self.device_hint = nn.Parameter(batch.images.new_zeros(()), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        view = self._view[0]
+        draws = dataclasses.replace(self._draws, ids=self._ids(images)).at(step=self._calls)
+        self._calls += 1
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return view._forward(images, draws)
+        view._need("gradients")
+        at = view._positions(draws)
+        view._spend(at, images)
+        logits = view._defended.logits(images, draws, backward="declared")
+        view._watch(at, images, logits.detach())
+        if logits.requires_grad:
+            images.register_hook(  # type: ignore[no-untyped-call]
+                lambda slope: view._watch_gradient(at, slope)
+            )
+        return logits
+
+    def _ids(self, images: Tensor) -> Tensor:
+        if len(images) == len(self._samples):
+            return self._samples.ids
+        originals = self._samples.images.flatten(1)
+        nearest = torch.cdist(images.detach().flatten(1), originals).argmin(dim=1)
+        return self._samples.ids[nearest]
