@@ -80,9 +80,18 @@ def _with_options(
 
 
 def attack_of(
-    text: str, settings: Mapping[str, Any], options: Mapping[str, Any], step: float
+    text: str,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    step: float,
+    epsilon: float,
 ) -> Spec:
-    """The attack that a name means, with the command line's settings where it has such fields."""
+    """The attack that a name means, with the command line's settings where it has such fields.
+
+    The dataset's step size stands where so many steps of it can cross the ball; else the attack
+    chooses its own.
+    """
     spec = parse(text)
     innermost = spec
     while innermost.inner is not None:
@@ -92,7 +101,8 @@ def attack_of(
         **{name: value for name, value in settings.items() if value is not None and name in own},
         **innermost.parameters,
     }
-    if "step_size" in own:
+    default = getattr(registry.attacks.get(innermost.name), "steps", 0)
+    if "step_size" in own and float(chosen.get("steps", default)) * step >= epsilon:
         chosen.setdefault("step_size", step)
     changed = dataclasses.replace(innermost, parameters=chosen)
     spec = _replace_innermost(spec, changed)
@@ -158,7 +168,8 @@ def run(**words: Any) -> int:
                     attack,
                     {name: words[name] for name in ("steps", "eot")},
                     _owned(attack_options, attack, registry.attacks, several_attacks),
-                    step,
+                    step=step,
+                    epsilon=epsilon,
                 )
                 cells.append(
                     Cell(

@@ -1,0 +1,1 @@
+"""The built-in datasets: one module for each source, `(split, folder, **parameters) -> Samples`."""
