@@ -60,9 +60,11 @@ class Workshop:
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)
     _last: tuple[str, Defended] | None = None
 
-    def dataset(self, name: str, split: str) -> Dataset:
+    def dataset(self, name: str, split: data.Split) -> Dataset:
         if (name, split) not in self._datasets:
-            loaded = data.load(name, split, data_dir=self.data_dir)  # type: ignore[arg-type]
+            loaded = data.load(
+                name, split, data_dir=self.data_dir, reporter=self.reporter
+            )
             self._datasets[name, split] = loaded
         return self._datasets[name, split]
 

@@ -1,0 +1,214 @@
+"""The command line as a user meets it, on real digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from harness.cli import main
+from harness.random import Draws
+from harness.store import Store
+
+QUICK = ["--epochs", "2", "-T", "limit=200", "--limit", "30", "--quiet", "--device", "cpu"]
+
+
+def harness(*words: str) -> Result:
+    return CliRunner().invoke(main, [*words])
+
+
+def run(results: Path, *words: str) -> Result:
+    return harness("run", *words, *QUICK, "--results", str(results))
+
+
+def records(results: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((results / "records").iterdir())}
+
+
+def test_the_main_job(tmp_path: Path) -> None:
+    words = ["--defense", "menet-nuc", "--attack", "bpda", "--steps", "5"]
+    done = run(tmp_path, *words)
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "records").iterdir()
+    assert str(path) in done.stdout
+    found = json.loads(path.read_text())["value"]
+    assert found["count"] == 30 and found["resolved"]["draws"] == 10
+    assert len(found["robust_outcomes"]) == 10
+    assert found["passes"]["backwards"] == 5
+    for word in ("clean (ε = 0)", "95 % interval", "seconds", "images/s", "menet-nuc"):
+        assert word in done.stdout
+
+    before = records(tmp_path)
+    checkpoint = next((tmp_path / "checkpoints").glob("*.safetensors"))
+    made = checkpoint.stat().st_mtime_ns
+    again = run(tmp_path, *words)
+    assert again.exit_code == 0 and records(tmp_path) == before
+    assert checkpoint.stat().st_mtime_ns == made, "trained twice"
+
+
+def test_a_matrix_shares_its_models_and_fills_a_table(tmp_path: Path) -> None:
+    words = ["--defense", "vanilla", "--defense", "menet-usvt", "--attack", "fgsm", "--attack"]
+    done = run(tmp_path, *words, "pgd", "--steps", "4", "-A", "pgd.loss=margin")
+    assert done.exit_code == 0, done.output
+    assert len(records(tmp_path)) == 4
+    assert len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 2
+    table = harness("table", "--results", str(tmp_path))
+    assert table.exit_code == 0 and table.stdout.count("menet-usvt") == 1
+    assert "loss=margin" in table.stdout and "95 % Wilson interval" in table.stdout
+    rows = harness("table", "--results", str(tmp_path), "--format", "csv").stdout.splitlines()
+    assert len(rows) == 5 and rows[0].startswith("dataset,defense,training,model,attack")
+
+
+def test_masks_do_not_depend_on_order_or_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mask that a run draws is told apart by its whole place, and must come out the same."""
+    seen: dict[tuple[float, ...], bytes] = {}
+    original = Draws.bernoulli
+
+    def watched(self: Draws, probability: float, *shape: int, lane: str = "") -> torch.Tensor:
+        masks = original(self, probability, *shape, lane=lane)
+        levels = torch.as_tensor(probability).expand(len(masks)).tolist()
+        for sample, level, mask in zip(self.ids.tolist(), levels, masks, strict=True):
+            place = (self.seed, self.role, self.step, self.draw, sample, level, mask.numel())
+            packed = mask.numpy().tobytes()
+            assert seen.setdefault(place, packed) == packed
+        return masks
+
+    monkeypatch.setattr(Draws, "bernoulli", watched)
+    defenses = ["--defense", "menet-usvt", "--defense", "menet-usvt(p_low=0.8,p_high=1)"]
+    attacks = ["--attack", "bpda(steps=3)", "--attack", "pgd(steps=2)"]
+    assert run(tmp_path / "a", *defenses, *attacks, "--batch-size", "7").exit_code == 0
+    first = dict(seen)
+    back = [*defenses[2:], *defenses[:2], *attacks[2:], *attacks[:2]]
+    assert run(tmp_path / "b", *back, "--batch-size", "30").exit_code == 0
+    assert seen == first and len(first) > 1000
+
+
+def test_adversarial_training_and_madry(tmp_path: Path) -> None:
+    words = ["--attack", "fgsm", "-T", "inner=pgd(steps=2)", "--epsilon", "0.05"]
+    done = run(tmp_path, "--defense", "madry", "--defense", "menet-usvt", *words)
+    assert done.exit_code == 0, done.output
+    assert "madry" in done.stdout
+    done = run(tmp_path, "--defense", "vanilla", "--training", "adversarial", *words)
+    assert done.exit_code == 0 and len(records(tmp_path)) == 2, "madry is vanilla, adversarial"
+
+
+def test_a_failing_attack_fails_its_own_cell(tmp_path: Path) -> None:
+    guest = tmp_path / "guest.py"
+    guest.write_text(
+        "import dataclasses\n"
+        "from harness.types import Attack, Perturbed\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Bad(Attack):\n"
+        "    'Raises.'\n"
+        "    def perturb(self, victim, batch, threat, draws):\n"
+        "        raise RuntimeError('no luck')\n"
+    )
+    done = run(
+        tmp_path / "r", "--defense", "vanilla", "--attack", f"{guest}:Bad", "--attack", "fgsm"
+    )
+    assert done.exit_code == 2
+    assert "no luck" in done.stdout and "Traceback" not in done.output
+    assert len(records(tmp_path / "r")) == 1
+    table = harness("table", "--results", str(tmp_path / "r")).stdout
+    assert "no luck" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--defense", "vanila", "--attack", "pgd"], "vanilla"),
+        (["--defense", "vanilla", "--attack", "pdg"], "pgd"),
+        (["--defense", "vanilla", "--attack", "pgd", "--epsilon", "-1"], "epsilon"),
+        (["--defense", "vanilla", "--attack", "pgd", "--epsilon", "a"], "8/255"),
+        (["--defense", "vanilla", "--attack", "pgd", "--steps", "0"], "steps"),
+        (["--defense", "vanilla", "--attack", "pgd", "-A", "stepz=3"], "steps"),
+        (["--defense", "vanilla", "--attack", "pgd", "-A", "steps"], "key=value"),
+        (["--defense", "menet-nuc", "--attack", "pgd", "-D", "p_low=2"], "p_low"),
+        (["--defense", "vanilla", "--attack", "pgd", "--dataset", "mnits"], "mnist"),
+        (["--defense", "vanilla", "--attack", "pgd", "--model", "lenett"], "lenet"),
+        (["--defense", "vanilla", "--attack", "pgd", "-T", "epoch=2"], "epochs"),
+        (["--defense", "vanilla", "--attack", "pgd", "--device", "cuda:77"], "cuda:77"),
+        (["--defense", "vanilla", "--attack", "nofile.py:Attack"], "nofile.py"),
+        (["--defense", "vanilla", "--attack", "pgd(steps=1"], "bracket"),
+    ],
+)
+def test_bad_words_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    done = harness("run", *words, "--results", str(tmp_path / "r"), "--quiet")
+    assert done.exit_code == 2, done.output
+    assert said in done.output and "Traceback" not in done.output
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert not list(tmp_path.rglob("*.json")), "something was written"
+
+
+def test_a_folder_without_data_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["--defense", "vanilla", "--attack", "pgd", "--dataset", "tiny-imagenet"]
+    done = run(tmp_path / "r", *words, "--data-dir", str(tmp_path / "empty"))
+    assert done.exit_code == 2
+    assert "--data-dir" in done.stderr and "HARNESS_DATA" in done.stderr
+
+
+def test_a_truncated_idx_file_is_damage(tmp_path: Path, mnist_folder: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (mnist_folder / "MNIST" / "raw").iterdir():
+        (raw / file.name).write_bytes(file.read_bytes()[:-10])
+    words = ["--defense", "vanilla", "--attack", "pgd", "--dataset", "mnist"]
+    done = run(tmp_path / "r", *words, "--data-dir", str(tmp_path))
+    assert done.exit_code == 1 and "ubyte" in done.stderr
+
+
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file" / "r", "--defense", "vanilla", "--attack", "fgsm")
+    assert done.exit_code == 2 and "cannot write" in done.stderr and "--results" in done.stderr
+
+
+def test_a_table_of_nothing(tmp_path: Path) -> None:
+    done = harness("table", "--results", str(tmp_path / "nowhere"))
+    assert done.exit_code == 2 and "harness run" in done.stderr
+
+
+def test_one_damaged_byte_is_found_in_every_file(tmp_path: Path) -> None:
+    assert run(tmp_path, "--defense", "vanilla", "--attack", "fgsm").exit_code == 0
+    (record,) = (tmp_path / "records").iterdir()
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*.safetensors")
+    for path in (record, checkpoint):
+        whole = path.read_bytes()
+        middle = whole.index(b'"clean"') + 25 if path is record else len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        if path is record:
+            done = harness("table", "--results", str(tmp_path))
+        else:
+            done = run(tmp_path, "--defense", "vanilla", "--attack", "noise")
+        assert done.exit_code == 1, done.output
+        assert path.name in done.output and "damaged" in done.output
+        assert "Traceback" not in done.output
+        path.write_bytes(whole)
+
+
+def test_lists_name_everything_with_its_origin() -> None:
+    done = harness("list")
+    assert done.exit_code == 0
+    for word in ("menet-nuc", "bpda", "lenet", "digits", "nuclear-norm", "[attacks.pgd]"):
+        assert word in done.stdout
+    assert harness("list", "nonsense").exit_code == 2
+
+
+def test_data_check(tmp_path: Path) -> None:
+    done = harness("data", "check", "digits")
+    assert done.exit_code == 0
+    for word in ("1,438", "359", "1 x 28 x 28", "digest"):
+        assert word in done.stdout
+
+
+def test_the_store_reads_only_what_it_wrote(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_json("records", "a", {"x": 1})
+    assert store.read_json("records", "a", dict) == {"x": 1}
+    assert store.read_json("records", "b", dict) is None
