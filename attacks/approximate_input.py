@@ -1,0 +1,69 @@
+"""The first adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal, Protocol, cast
+
+from torch import Tensor
+
+from attacks.parameters import one_of
+from attacks.projected_gradient import Keep, ProjectedGradient, ascend
+from harness.random import Draws
+from harness.registry import attacks
+from harness.types import Backward, Batch, HarnessError, Perturbed, ThreatModel, Victim
+
+
+@attacks.register("approximate-input")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApproximateInput(ProjectedGradient):
+    """Rebuild each image with the defense's own transformation, then attack that image by BPDA.
+
+    The paper: the adversary "uses the exact preprocess method to approximate/reconstruct an input, and
+    attacks the newly constructed image using the BPDA procedure". Read as written, the ball lies around
+    the rebuilt image, so that the result may leave the one around the original: such an attack is not
+    `bounded`, and its images outside count as not attacked.
+    """
+
+    adaptive: ClassVar[bool] = True
+
+    backward: Backward = "declared"
+    keep: Keep = "last"
+    ball: Literal["rebuilt", "original"] = "rebuilt"
+    """The centre of the ball: the `rebuilt` image as in the paper, or the `original`, where the rebuilt
+    image, brought into the ball, is only the start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("ball", self.ball, ("rebuilt", "original"))
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        """Whether the result keeps to the ball around the original."""
+        return self.ball == "original"
+
+    def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
+        """Perturbed images in the box, and in the ball around the original or the rebuilt image.
+
+        Raises:
+            HarnessError: the transformation gives the classifier something else than an image.
+        """
+        if not len(batch):
+            return Perturbed(batch.images)
+        # Step -1: the ascent, which begins at step 0, must not meet the very draw that it starts from.
+        rebuilt = cast(_Transforming, victim).transform(batch.images, draws.at(step=-1))
+        if rebuilt.shape != batch.images.shape:
+            raise HarnessError(
+                f"approximate-input needs a defense that gives images: this one turns shape "
+                f"{tuple(batch.images.shape[1:])} into {tuple(rebuilt.shape[1:])}: use bpda"
+            )
+        rebuilt = rebuilt.clamp(0.0, 1.0)
+        if self.ball == "original":
+            return ascend(self, victim, batch, threat, draws, start=rebuilt)
+        return ascend(self, victim, Batch(rebuilt, batch.labels, batch.ids), threat, draws)
+
+
+class _Transforming(Protocol):
+    """A victim that shows its transformation, as white-box access does."""
+
+    def transform(self, images: Tensor, draws: Draws) -> Tensor: ...

@@ -1,0 +1,50 @@
+"""The fast gradient sign method (Goodfellow et al. 2015)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from attacks.losses import LOSSES, LossName, against
+from attacks.parameters import at_least_one, one_of
+from harness.geometry import project, step
+from harness.random import Draws
+from harness.registry import attacks
+from harness.types import Attack, Backward, Batch, Norm, Perturbed, ThreatModel, Victim
+
+
+@attacks.register("fgsm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """One step of length epsilon along the gradient's sign, or along the gradient for L2."""
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    loss: LossName = "cross-entropy"
+    backward: Backward = "exact"
+    eot: int = 1
+    """Draws of the defense's randomness that the gradient averages."""
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, tuple(LOSSES))
+        one_of("backward", self.backward, ("declared", "exact", "identity"))
+        at_least_one("eot", self.eot)
+
+    @property
+    def passes(self) -> int:
+        """One forward-backward pass for each draw."""
+        return self.eot
+
+    def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
+        """Perturbed images, in the ball and the box."""
+        if not len(batch):
+            return Perturbed(batch.images)
+        gradient = victim.gradient(
+            batch.images,
+            draws,
+            against(self.loss, batch.labels),
+            backward=self.backward,
+            samples=self.eot,
+        )
+        moved = batch.images + step(gradient.value, threat.epsilon, threat)
+        return Perturbed(project(moved, batch.images, threat))

@@ -1,0 +1,66 @@
+"""What an attack maximises: pure functions of logits (N, K) and true labels (N,), a loss per sample.
+
+The margins are positive exactly where a sample is misclassified. All are differentiable almost
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from harness.types import HarnessError
+
+LossName = Literal["cross-entropy", "margin", "dlr"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) minus the log-probability of the true label (Goodfellow et al. 2015).
+
+    Its float32 gradient is exactly zero where the model is certain: `margin` is not blind there.
+    """
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) max over j != y of z_j, minus z_y (Carlini and Wagner 2017, objective f_6)."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    return _others(logits, labels).amax(dim=1) - true
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) the margin over the distance of the greatest logit from the third.
+
+    The difference of logits ratio: neither shift nor scale of the logits changes it (Croce and Hein
+    2020, equation 6).
+
+    Raises:
+        HarnessError: fewer than three classes.
+    """
+    if logits.shape[1] < 3:
+        raise HarnessError(
+            f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}: "
+            "use loss=margin"
+        )
+    greatest = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (greatest[:, 0] - greatest[:, 2] + 1e-12)
+
+
+def _others(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N, K) the logits, with minus infinity at the true label."""
+    true = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    return logits.masked_fill(true, -torch.inf)
+
+
+LOSSES: Mapping[LossName, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def against(loss: LossName, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The loss of that name with these true labels: logits (N, K) -> (N,)."""
+    function = LOSSES[loss]
+    return lambda logits: function(logits, labels)

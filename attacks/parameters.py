@@ -1,0 +1,26 @@
+"""Checks of attack parameters: each raises HarnessError with what was given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+from harness.types import HarnessError
+
+
+def at_least_one(name: str, value: object) -> None:
+    """A count: an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise HarnessError(f"{name} is {value!r}: it must be an integer of at least 1")
+
+
+def positive(name: str, value: object) -> None:
+    """A length or a rate: a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise HarnessError(f"{name} is {value!r}: it must be a finite number above 0")
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """A choice among words."""
+    if value not in allowed:
+        raise HarnessError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
