@@ -1,0 +1,54 @@
+"""The convex problem that nuclear-norm minimisation and Soft-Impute share: chunks and gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .estimate import Estimate
+from .factored import Solution, solve
+from .implicit import attach
+from .inputs import Problems, in_chunks, restore
+
+Solver = Callable[[Problems, Tensor], Solution]
+
+
+def certified_solver(gap: float, max_iterations: int) -> Solver:
+    """Solves to a relative duality gap of `gap`."""
+
+    def solver(problems: Problems, shrinkage: Tensor) -> Solution:
+        return solve(problems, shrinkage, gap=gap, max_iterations=max_iterations)
+
+    return solver
+
+
+def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) -> Solution:
+    """`solver` on `chunk` images at a time; the value has exact gradients where they are asked."""
+    with torch.no_grad():
+        parts = [
+            solver(Problems(observed, mask), thresholds)
+            for observed, mask, thresholds in zip(
+                in_chunks(problems.observed, chunk),
+                in_chunks(problems.mask, chunk),
+                in_chunks(shrinkage, chunk),
+                strict=True,
+            )
+        ]
+        found = parts[0]
+        if len(parts) > 1:
+            found = Solution(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+    if torch.is_grad_enabled() and (problems.observed.requires_grad or shrinkage.requires_grad):
+        value = attach(problems.observed, shrinkage, problems.mask, found.value, chunk)
+        found = found._replace(value=value)
+    return found
+
+
+def as_estimate(found: Solution, shape: torch.Size) -> Estimate:
+    """Back to the caller's (..., H, W)."""
+    batch = shape[:-2]
+    return Estimate(
+        restore(found.value, shape),
+        found.iterations.reshape(batch),
+        found.gap.reshape(batch),
+        found.converged.reshape(batch),
+    )

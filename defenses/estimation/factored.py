@@ -1,0 +1,288 @@
+"""min over X of lambda ||X||_* + 1/2 ||M (X - A)||^2, by descent on factors, with a certificate.
+
+||X||_* is the least 1/2 (||U||^2 + ||V||^2) over X = U V^T (Srebro, Rennie and Jaakkola 2005), so
+
+    f(U, V) = 1/2 ||M (A - U V^T)||^2 + lambda/2 (||U||^2 + ||V||^2)
+
+has the same least value once U and V have as many columns as the solution has singular values. It
+needs products only, no decomposition per step. The descent is Polak-Ribiere conjugate gradients,
+preconditioned by (V^T V + lambda)^-1 on U and (U^T U + lambda)^-1 on V, with the exact minimum of
+the quartic along each direction. f is not convex, and needs not be: an image leaves the loop only
+when its duality gap is certified, whatever the way there (`certificate.py`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .certificate import certified, dot, relative_gap
+from .inputs import Problems
+
+# The dual point lags: when a gap g can be proved, the primal value is within about g^2 of its
+# optimum. The slope estimates what is left, so slope / (g^2 f) says when a proof is worth trying.
+_DUE = 8.0
+_STALLED = 0.02  # and below this, a proof that fails shows that columns are missing, not steps
+_CHECK_EVERY = 2
+
+
+class Solution(NamedTuple):
+    """value: (N, H, W); iterations, gap, converged: (N,)."""
+
+    value: Tensor
+    iterations: Tensor
+    gap: Tensor
+    converged: Tensor
+
+
+class _State(NamedTuple):
+    """The images still at work. U is factors[:, :H], V is factors[:, H:]."""
+
+    image: Tensor  # (n,) index into the batch
+    steps: Tensor  # (n,) taken so far
+    observed: Tensor  # (n, H, W)
+    mask: Tensor  # (n, H, W)
+    shrinkage: Tensor  # (n,)
+    residual: Tensor  # (n, H, W) M (A - U V^T)
+    factors: Tensor  # (n, H + W, k)
+    direction: Tensor  # (n, H + W, k)
+    gradient: Tensor  # (n, H + W, k)
+    slope: Tensor  # (n,) <gradient, preconditioned gradient>; infinite before the first step
+    value: Tensor  # (n,) f
+    inverse: Tensor  # (n, 2k, k) preconditioners of U and of V
+
+    def at(self, rows: Tensor) -> "_State":
+        return _State(*(field[rows] for field in self))
+
+
+def solve(problems: Problems, shrinkage: Tensor, *, gap: float, max_iterations: int) -> Solution:
+    """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another."""
+    observed, mask = problems
+    count, height, _ = observed.shape
+    found = Solution(
+        torch.zeros_like(observed),
+        torch.full((count,), max_iterations, dtype=torch.long, device=observed.device),
+        torch.ones_like(shrinkage),
+        torch.zeros(count, dtype=torch.bool, device=observed.device),
+    )
+    # Two thirds of the short side hold every solution on images; what they do not hold is widened.
+    columns = min(height, max(8, 8 * round(0.65 * height / 8)))
+    state = _begin(observed, mask, shrinkage, columns)
+    while len(state.image):
+        state = _widen(_descend(state, found, gap, max_iterations))
+    return found
+
+
+def _begin(observed: Tensor, mask: Tensor, shrinkage: Tensor, columns: int) -> _State:
+    """Two rounds of alternating least squares from a fixed sketch, as if p * A were observed."""
+    count, _, width = observed.shape
+    fraction = mask.mean((1, 2))[:, None, None]
+    right = _sketch(observed, columns).expand(count, width, columns)
+    for _ in range(2):
+        left = observed @ right @ _inverse(fraction * (right.mT @ right), shrinkage)
+        right = observed.mT @ left @ _inverse(fraction * (left.mT @ left), shrinkage)
+    tiny = torch.finfo(observed.dtype).tiny
+    ratio = dot(left, left).clamp_min(tiny) / dot(right, right).clamp_min(tiny)
+    balance = ratio[:, None, None] ** 0.25
+    factors = torch.cat((left / balance, right * balance), 1)
+    image = torch.arange(count, device=observed.device)
+    return _fresh(image, torch.zeros_like(image), observed, mask, shrinkage, factors)
+
+
+def _widen(state: _State) -> _State:
+    """As many columns as the short side: the new ones are small, in the residual's own space."""
+    added = state.observed.shape[1] - state.factors.shape[2]
+    if not len(state.image) or not added:
+        return state
+    left = state.residual @ _sketch(state.observed, added)
+    right = state.residual.mT @ left
+    size = state.factors.square().mean((1, 2), keepdim=True).sqrt() / 10
+    new = size * torch.cat((_scaled(left), _scaled(right)), 1)
+    factors = torch.cat((state.factors, new), 2)
+    return _fresh(state.image, state.steps, state.observed, state.mask, state.shrinkage, factors)
+
+
+def _descend(state: _State, found: Solution, gap: float, max_iterations: int) -> _State:
+    """Steps until no image is left; returns those that stalled for want of columns."""
+    can_widen = state.factors.shape[2] < state.observed.shape[1]
+    stalled = [state.at(state.image[:0])]
+    done = 0
+    while len(state.image):
+        state = _step(state, renew=done < 5 or done % 3 == 0)
+        done += 1
+        if done % _CHECK_EVERY and done != max_iterations:
+            continue
+        enough = (gap**2 * state.value).clamp_min(torch.finfo(state.value.dtype).tiny)
+        exhausted = state.steps >= max_iterations
+        due = ((state.slope <= _DUE * enough) | exhausted).nonzero()[:, 0]
+        if not len(due):
+            continue
+        leaves = torch.zeros_like(exhausted)
+        leaves[due] = _certify(state.at(due), found, gap)
+        _give_up(state.at((exhausted & ~leaves).nonzero()[:, 0]), found)
+        leaves |= exhausted
+        if can_widen:
+            stuck = ~leaves & (state.slope <= _STALLED * enough)
+            stalled.append(state.at(stuck.nonzero()[:, 0]))
+            leaves |= stuck
+        state = state.at((~leaves).nonzero()[:, 0])
+    return _State(*(torch.cat(fields) for fields in zip(*stalled, strict=True)))
+
+
+def _step(state: _State, renew: bool) -> _State:
+    """One conjugate-gradient step; `renew` computes the preconditioners afresh."""
+    height, columns = state.observed.shape[1], state.factors.shape[2]
+    factors, shrinkage, residual = state.factors, state.shrinkage, state.residual
+    left, right = factors[:, :height], factors[:, height:]
+    gradient = factors * shrinkage[:, None, None]
+    gradient[:, :height] -= residual @ right
+    gradient[:, height:] -= residual.mT @ left
+
+    for_left, for_right = state.inverse[:, :columns], state.inverse[:, columns:]
+    if renew:
+        for_left = _inverse(right.mT @ right, shrinkage)
+        for_right = _inverse(left.mT @ left, shrinkage)
+    steepest = torch.cat((gradient[:, :height] @ for_left, gradient[:, height:] @ for_right), 1)
+
+    slope = dot(gradient, steepest)
+    weight = ((slope - dot(state.gradient, steepest)) / state.slope).clamp_min(0)
+    descent = weight * dot(gradient, state.direction) - slope
+    restart = descent >= 0  # only where the direction would not descend
+    weight = torch.where(restart, 0, weight)
+    descent = torch.where(restart, -slope, descent)
+    direction = torch.addcmul(-steepest, state.direction, weight[:, None, None])
+
+    along_left, along_right = direction[:, :height], direction[:, height:]
+    linear = torch.bmm(left, along_right.mT).baddbmm_(along_left, right.mT).mul_(state.mask)
+    square = torch.bmm(along_left, along_right.mT).mul_(state.mask)
+    length, change = _quartic_minimum(
+        descent,
+        dot(linear, linear) - 2 * dot(residual, square) + shrinkage * dot(direction, direction),
+        3 * dot(linear, square),
+        2 * dot(square, square),
+    )
+    by = length[:, None, None]
+    return state._replace(
+        residual=residual.addcmul(linear, by, value=-1).addcmul_(square, by * by, value=-1),
+        factors=torch.addcmul(factors, direction, by),
+        direction=direction,
+        gradient=gradient,
+        slope=slope.clamp_min(torch.finfo(slope.dtype).tiny),
+        value=state.value + change,
+        inverse=torch.cat((for_left, for_right), 1) if renew else state.inverse,
+        steps=state.steps + 1,
+    )
+
+
+def _quartic_minimum(c1: Tensor, c2: Tensor, c3: Tensor, c4: Tensor) -> tuple[Tensor, Tensor]:
+    """A minimum over t > 0 of c1 t + c2/2 t^2 + c3/3 t^3 + c4/4 t^4, c1 <= 0, and its value there.
+
+    Newton on the derivative; where that does not descend, the minimum over 0 < t <= 1 of a
+    quadratic above the quartic, which does. All (n,).
+    """
+    tiny = torch.finfo(c1.dtype).tiny
+    t = torch.where(c2 > 0, -c1 / c2.clamp_min(tiny), 1.0).clamp_max(3)
+    for _ in range(2):
+        slope = c1 + t * (c2 + t * (c3 + t * c4))
+        bend = c2 + t * (2 * c3 + 3 * t * c4)
+        t = torch.where(bend > 0, t - slope / bend.clamp_min(tiny), t).clamp(0, 5)
+    above = c2.abs() + c3.abs() / 1.5 + c4 / 2
+    cautious = (-c1 / above.clamp_min(tiny)).clamp_max(1)
+    t = torch.where(_quartic(t, c1, c2, c3, c4) < 0, t, cautious)
+    return t, _quartic(t, c1, c2, c3, c4)
+
+
+def _quartic(t: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, c4: Tensor) -> Tensor:
+    return t * (c1 + t * (c2 / 2 + t * (c3 / 3 + t * (c4 / 4))))
+
+
+def _certify(state: _State, found: Solution, gap: float) -> Tensor:
+    """Which images of `state` are proved to be within `gap`, (n,) bool; they enter `found`."""
+    # The running residual has gathered rounding errors: the proof is on a fresh one.
+    passed = certified(state.observed, _residual(state), state.shrinkage, _penalty(state), gap)
+    proved = state.at(passed.nonzero()[:, 0])
+    _record(proved, found)
+    found.gap[proved.image] = gap
+    found.converged[proved.image] = True
+    return passed
+
+
+def _give_up(state: _State, found: Solution) -> None:
+    """Images that ran out of iterations enter `found` with the gap that they reached."""
+    if not len(state.image):
+        return
+    _record(state, found)
+    found.gap[state.image] = relative_gap(
+        state.observed, _residual(state), state.shrinkage, _penalty(state)
+    )
+
+
+def _record(state: _State, found: Solution) -> None:
+    height = state.observed.shape[1]
+    found.value[state.image] = state.factors[:, :height] @ state.factors[:, height:].mT
+    found.iterations[state.image] = state.steps
+
+
+def _fresh(
+    image: Tensor,
+    steps: Tensor,
+    observed: Tensor,
+    mask: Tensor,
+    shrinkage: Tensor,
+    factors: Tensor,
+) -> _State:
+    """A state before its first step: the weight of the direction so far is zero."""
+    columns = factors.shape[2]
+    state = _State(
+        image=image,
+        steps=steps,
+        observed=observed,
+        mask=mask,
+        shrinkage=shrinkage,
+        residual=observed,
+        factors=factors,
+        direction=torch.zeros_like(factors),
+        gradient=torch.zeros_like(factors),
+        slope=torch.full_like(shrinkage, torch.inf),
+        value=shrinkage,
+        inverse=factors.new_zeros(len(factors), 2 * columns, columns),
+    )
+    residual = _residual(state)
+    value = dot(residual, residual) / 2 + shrinkage * _penalty(state)
+    return state._replace(residual=residual, value=value)
+
+
+def _residual(state: _State) -> Tensor:
+    """M (A - U V^T)."""
+    height = state.observed.shape[1]
+    product = torch.bmm(state.factors[:, :height], state.factors[:, height:].mT)
+    return torch.addcmul(state.observed, state.mask, product, value=-1)
+
+
+def _penalty(state: _State) -> Tensor:
+    """1/2 (||U||^2 + ||V||^2), at least the nuclear norm of U V^T."""
+    return dot(state.factors, state.factors) / 2
+
+
+def _inverse(gram: Tensor, shrinkage: Tensor) -> Tensor:
+    """(gram + shrinkage I)^-1 of (n, k, k) through Cholesky; nothing here waits for a GPU."""
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    root = torch.linalg.cholesky_ex(gram + shrinkage[:, None, None] * identity).L
+    half = torch.linalg.solve_triangular(root, identity, upper=False)
+    inverse: Tensor = half.mT @ half
+    return inverse
+
+
+def _sketch(like: Tensor, columns: int) -> Tensor:
+    """A fixed random (W, columns) start, the same for every image, batch and device."""
+    generator = torch.Generator().manual_seed(0)
+    sketch = torch.randn(like.shape[-1], columns, generator=generator, dtype=torch.float64)
+    start: Tensor = (sketch / like.shape[-1] ** 0.5).to(like)
+    return start
+
+
+def _scaled(columns: Tensor) -> Tensor:
+    """To a root mean square of one, for each image."""
+    size = columns.square().mean((1, 2), keepdim=True).sqrt()
+    scaled: Tensor = columns / size.clamp_min(torch.finfo(columns.dtype).tiny)
+    return scaled

@@ -1,0 +1,98 @@
+"""Soft-Impute (Mazumder, Hastie and Tibshirani 2010)."""
+
+import torch
+from torch import Tensor
+
+from .certificate import dot, relative_gap
+from .completion import Solver, as_estimate, certified_solver, complete
+from .estimate import Estimate
+from .factored import Solution
+from .inputs import Problems, check_stopping, chunk_of, per_image, prepare
+from .spectral import largest, shrink
+
+
+def soft_impute(
+    observed: Tensor,
+    mask: Tensor,
+    *,
+    shrinkage: float | Tensor | None = None,
+    keep_observed: bool = False,
+    gap: float = 1e-3,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    chunk: int | None = None,
+) -> Estimate:
+    """argmin over X of shrinkage ||X||_* + 1/2 ||M (X - A)||^2.
+
+    observed, mask, chunk: as for `nuclear_norm`.
+    shrinkage: above 0, one number or one an image, (...). None takes the largest singular value of
+        the zero-filled matrix over 50, ME-Net's choice.
+    keep_observed: return the observed entries verbatim, as ME-Net's released code does; an attack's
+        perturbation of them then passes unchanged.
+    gap: the relative duality gap to prove before an image stops, as for `nuclear_norm`.
+    tolerance: the paper's rule instead (ME-Net: 1e-3): iterate X <- SVT(M A + (1 - M) X) from zero
+        until the unknown entries change by less than this fraction. It stops short of the optimum
+        and takes longer; `gap` in the result then says how far it got.
+    max_iterations: None takes 1000, or 100 (ME-Net's) where `tolerance` is given.
+
+    The value has exact gradients with respect to `observed`, through the default shrinkage too, and
+    to `shrinkage`: those of the optimum (`implicit.py`), also where the paper's rule stops early.
+    """
+    problems = prepare(observed, mask)
+    if shrinkage is None:
+        # An image with nothing observed has no scale, and the answer 0 whatever the threshold.
+        weakest = torch.finfo(observed.dtype).tiny ** 0.5
+        thresholds = (largest(problems.observed) / 50).clamp_min(weakest)
+    else:
+        thresholds = per_image(shrinkage, observed, "shrinkage")
+    solver: Solver
+    if tolerance is None:
+        limit = 1000 if max_iterations is None else max_iterations
+        check_stopping(gap, limit, observed.dtype)
+        solver = certified_solver(gap, limit)
+    else:
+        limit = 100 if max_iterations is None else max_iterations
+        check_stopping(tolerance, limit, observed.dtype, "tolerance")
+        solver = _paper_solver(tolerance, limit)
+    found = complete(problems, thresholds, solver, chunk_of(chunk, problems))
+    if keep_observed:
+        found = found._replace(value=torch.where(problems.mask > 0, problems.observed, found.value))
+    return as_estimate(found, observed.shape)
+
+
+def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
+    """Algorithm 1 of Mazumder et al. at one threshold, from a zero start."""
+
+    def solver(problems: Problems, shrinkage: Tensor) -> Solution:
+        count = len(shrinkage)
+        found = Solution(
+            torch.zeros_like(problems.observed),
+            torch.full_like(shrinkage, max_iterations, dtype=torch.long),
+            torch.ones_like(shrinkage),
+            torch.zeros_like(shrinkage, dtype=torch.bool),
+        )
+        nuclear = torch.zeros_like(shrinkage)
+        rows = torch.arange(count, device=shrinkage.device)
+        observed, hidden, threshold = problems.observed, 1 - problems.mask, shrinkage
+        unknown = torch.zeros_like(observed)  # (1 - M) X
+        for step in range(1, max_iterations + 1):
+            value, total = shrink(observed + unknown, threshold)
+            filled = hidden * value
+            change, before = filled - unknown, dot(unknown, unknown)
+            stop = dot(change, change) <= tolerance**2 * before
+            unknown = filled
+            if step == max_iterations or bool(stop.any()):
+                leave = stop if step < max_iterations else torch.ones_like(stop)
+                at = rows[leave]
+                found.value[at], nuclear[at] = value[leave], total[leave]
+                found.iterations[at], found.converged[at] = step, stop[leave]
+                go = ~leave
+                rows, observed, hidden = rows[go], observed[go], hidden[go]
+                threshold, unknown = threshold[go], unknown[go]
+                if not len(rows):
+                    break
+        residual = problems.observed - problems.mask * found.value
+        gap = relative_gap(problems.observed, residual, shrinkage, nuclear)
+        return found._replace(gap=gap)
+
+    return solver
