@@ -4,11 +4,13 @@
 
     f(U, V) = 1/2 ||M (A - U V^T)||^2 + lambda/2 (||U||^2 + ||V||^2)
 
-has the same least value once U and V have as many columns as the solution has singular values. It
-needs products only, no decomposition per step. The descent is Polak-Ribiere conjugate gradients,
-preconditioned by (V^T V + lambda)^-1 on U and (U^T U + lambda)^-1 on V, with the exact minimum of
-the quartic along each direction. f is not convex, and needs not be: an image leaves the loop only
-when its duality gap is certified, whatever the way there (`certificate.py`).
+has the same least value once U and V have as many columns as the solution has singular values, and
+its descent needs products only: Polak-Ribiere conjugate gradients, preconditioned by
+(V^T V + lambda)^-1 on U and (U^T U + lambda)^-1 on V, with the exact minimum of the quartic along
+each direction. Now and then a proximal step, a singular-value thresholding of
+X + M (A - X), balances the factors, drops the columns that the solution does not need and adds
+those that it does. Both kinds of step never increase f. f is not convex, and need not be: an image
+leaves the loop when its duality gap is certified, whatever the way there (`certificate.py`).
 """
 
 from typing import NamedTuple
@@ -19,11 +21,12 @@ from torch import Tensor
 from .certificate import certified, dot, relative_gap
 from .inputs import Problems
 
+_COLUMNS = 16  # before the first thresholding, which finds out how many are needed
+_FIRST = 4  # step of the first thresholding; the next come after 4, 8, 16 times as many more
+_CHECK_EVERY = 2
 # The dual point lags: when a gap g can be proved, the primal value is within about g^2 of its
 # optimum. The slope estimates what is left, so slope / (g^2 f) says when a proof is worth trying.
 _DUE = 8.0
-_STALLED = 0.02  # and below this, a proof that fails shows that columns are missing, not steps
-_CHECK_EVERY = 2
 
 
 class Solution(NamedTuple):
@@ -39,7 +42,6 @@ class _State(NamedTuple):
     """The images still at work. U is factors[:, :H], V is factors[:, H:]."""
 
     image: Tensor  # (n,) index into the batch
-    steps: Tensor  # (n,) taken so far
     observed: Tensor  # (n, H, W)
     mask: Tensor  # (n, H, W)
     shrinkage: Tensor  # (n,)
@@ -58,18 +60,34 @@ class _State(NamedTuple):
 def solve(problems: Problems, shrinkage: Tensor, *, gap: float, max_iterations: int) -> Solution:
     """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another."""
     observed, mask = problems
-    count, height, _ = observed.shape
     found = Solution(
         torch.zeros_like(observed),
-        torch.full((count,), max_iterations, dtype=torch.long, device=observed.device),
+        torch.zeros_like(shrinkage, dtype=torch.long),
         torch.ones_like(shrinkage),
-        torch.zeros(count, dtype=torch.bool, device=observed.device),
+        torch.zeros_like(shrinkage, dtype=torch.bool),
     )
-    # Two thirds of the short side hold every solution on images; what they do not hold is widened.
-    columns = min(height, max(8, 8 * round(0.65 * height / 8)))
-    state = _begin(observed, mask, shrinkage, columns)
+    state = _begin(observed, mask, shrinkage, min(_COLUMNS, observed.shape[1]))
+    step = since = 0
+    pause = _FIRST
     while len(state.image):
-        state = _widen(_descend(state, found, gap, max_iterations))
+        state = _step(state, renew=since < 5 or since % 3 == 0)
+        step, since = step + 1, since + 1
+        if since == pause:
+            state = _threshold(state)
+            since, pause = 0, max(2 * pause, 4 * _FIRST)
+        exhausted = step >= max_iterations
+        if step % _CHECK_EVERY and not exhausted:
+            continue
+        enough = (gap**2 * state.value).clamp_min(torch.finfo(state.value.dtype).tiny)
+        due = ((state.slope <= _DUE * enough) | exhausted).nonzero()[:, 0]
+        if not len(due):
+            continue
+        stays = torch.ones_like(state.image, dtype=torch.bool)
+        stays[due] = ~_certify(state.at(due), found, step, gap)
+        state = state.at(stays.nonzero()[:, 0])
+        if exhausted:
+            _give_up(state, found, step)
+            break
     return found
 
 
@@ -86,47 +104,27 @@ def _begin(observed: Tensor, mask: Tensor, shrinkage: Tensor, columns: int) -> _
     balance = ratio[:, None, None] ** 0.25
     factors = torch.cat((left / balance, right * balance), 1)
     image = torch.arange(count, device=observed.device)
-    return _fresh(image, torch.zeros_like(image), observed, mask, shrinkage, factors)
+    return _fresh(image, observed, mask, shrinkage, factors)
 
 
-def _widen(state: _State) -> _State:
-    """As many columns as the short side: the new ones are small, in the residual's own space."""
-    added = state.observed.shape[1] - state.factors.shape[2]
-    if not len(state.image) or not added:
-        return state
-    left = state.residual @ _sketch(state.observed, added)
-    right = state.residual.mT @ left
-    size = state.factors.square().mean((1, 2), keepdim=True).sqrt() / 10
-    new = size * torch.cat((_scaled(left), _scaled(right)), 1)
-    factors = torch.cat((state.factors, new), 2)
-    return _fresh(state.image, state.steps, state.observed, state.mask, state.shrinkage, factors)
+def _threshold(state: _State) -> _State:
+    """The proximal step X <- SVT(X + M (A - X)), in balanced factors of no more columns than needed.
 
-
-def _descend(state: _State, found: Solution, gap: float, max_iterations: int) -> _State:
-    """Steps until no image is left; returns those that stalled for want of columns."""
-    can_widen = state.factors.shape[2] < state.observed.shape[1]
-    stalled = [state.at(state.image[:0])]
-    done = 0
-    while len(state.image):
-        state = _step(state, renew=done < 5 or done % 3 == 0)
-        done += 1
-        if done % _CHECK_EVERY and done != max_iterations:
-            continue
-        enough = (gap**2 * state.value).clamp_min(torch.finfo(state.value.dtype).tiny)
-        exhausted = state.steps >= max_iterations
-        due = ((state.slope <= _DUE * enough) | exhausted).nonzero()[:, 0]
-        if not len(due):
-            continue
-        leaves = torch.zeros_like(exhausted)
-        leaves[due] = _certify(state.at(due), found, gap)
-        _give_up(state.at((exhausted & ~leaves).nonzero()[:, 0]), found)
-        leaves |= exhausted
-        if can_widen:
-            stuck = ~leaves & (state.slope <= _STALLED * enough)
-            stalled.append(state.at(stuck.nonzero()[:, 0]))
-            leaves |= stuck
-        state = state.at((~leaves).nonzero()[:, 0])
-    return _State(*(torch.cat(fields) for fields in zip(*stalled, strict=True)))
+    Images of lower rank than others get columns of zeros, which stay zero.
+    """
+    height = state.observed.shape[1]
+    left, right = state.factors[:, :height], state.factors[:, height:]
+    point = torch.baddbmm(state.residual, left, right.mT)
+    squares, basis = torch.linalg.eigh(point @ point.mT)
+    singular = squares.clamp_min(0).sqrt()
+    kept = (singular - state.shrinkage[:, None]).clamp_min(0)
+    columns = max(1, int((kept > 0).sum(1).max()))
+    basis, singular, kept = (part[..., -columns:] for part in (basis, singular, kept))
+    size = kept.sqrt()[:, None, :]
+    tiny = torch.finfo(singular.dtype).tiny
+    across = point.mT @ (basis * (size / singular[:, None, :].clamp_min(tiny)))
+    factors = torch.cat((basis * size, across), 1)
+    return _fresh(state.image, state.observed, state.mask, state.shrinkage, factors)
 
 
 def _step(state: _State, renew: bool) -> _State:
@@ -170,7 +168,6 @@ def _step(state: _State, renew: bool) -> _State:
         slope=slope.clamp_min(torch.finfo(slope.dtype).tiny),
         value=state.value + change,
         inverse=torch.cat((for_left, for_right), 1) if renew else state.inverse,
-        steps=state.steps + 1,
     )
 
 
@@ -196,46 +193,40 @@ def _quartic(t: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, c4: Tensor) -> Tenso
     return t * (c1 + t * (c2 / 2 + t * (c3 / 3 + t * (c4 / 4))))
 
 
-def _certify(state: _State, found: Solution, gap: float) -> Tensor:
+def _certify(state: _State, found: Solution, step: int, gap: float) -> Tensor:
     """Which images of `state` are proved to be within `gap`, (n,) bool; they enter `found`."""
     # The running residual has gathered rounding errors: the proof is on a fresh one.
     passed = certified(state.observed, _residual(state), state.shrinkage, _penalty(state), gap)
     proved = state.at(passed.nonzero()[:, 0])
-    _record(proved, found)
+    _record(proved, found, step)
     found.gap[proved.image] = gap
     found.converged[proved.image] = True
     return passed
 
 
-def _give_up(state: _State, found: Solution) -> None:
+def _give_up(state: _State, found: Solution, step: int) -> None:
     """Images that ran out of iterations enter `found` with the gap that they reached."""
     if not len(state.image):
         return
-    _record(state, found)
+    _record(state, found, step)
     found.gap[state.image] = relative_gap(
         state.observed, _residual(state), state.shrinkage, _penalty(state)
     )
 
 
-def _record(state: _State, found: Solution) -> None:
+def _record(state: _State, found: Solution, step: int) -> None:
     height = state.observed.shape[1]
     found.value[state.image] = state.factors[:, :height] @ state.factors[:, height:].mT
-    found.iterations[state.image] = state.steps
+    found.iterations[state.image] = step
 
 
 def _fresh(
-    image: Tensor,
-    steps: Tensor,
-    observed: Tensor,
-    mask: Tensor,
-    shrinkage: Tensor,
-    factors: Tensor,
+    image: Tensor, observed: Tensor, mask: Tensor, shrinkage: Tensor, factors: Tensor
 ) -> _State:
     """A state before its first step: the weight of the direction so far is zero."""
     columns = factors.shape[2]
     state = _State(
         image=image,
-        steps=steps,
         observed=observed,
         mask=mask,
         shrinkage=shrinkage,
@@ -279,10 +270,3 @@ def _sketch(like: Tensor, columns: int) -> Tensor:
     sketch = torch.randn(like.shape[-1], columns, generator=generator, dtype=torch.float64)
     start: Tensor = (sketch / like.shape[-1] ** 0.5).to(like)
     return start
-
-
-def _scaled(columns: Tensor) -> Tensor:
-    """To a root mean square of one, for each image."""
-    size = columns.square().mean((1, 2), keepdim=True).sqrt()
-    scaled: Tensor = columns / size.clamp_min(torch.finfo(columns.dtype).tiny)
-    return scaled
