@@ -19,10 +19,10 @@ from harness.types import Backward, Batch, HarnessError, Perturbed, ThreatModel,
 class ApproximateInput(ProjectedGradient):
     """Rebuild each image with the defense's own transformation, then attack that image by BPDA.
 
-    The paper: the adversary "uses the exact preprocess method to approximate/reconstruct an input, and
-    attacks the newly constructed image using the BPDA procedure". Read as written, the ball lies around
-    the rebuilt image, so that the result may leave the one around the original: such an attack is not
-    `bounded`, and its images outside count as not attacked.
+    The paper: the adversary "uses the exact preprocess method to approximate/reconstruct an input,
+    and attacks the newly constructed image using the BPDA procedure". Read as written, the ball lies
+    around the rebuilt image and the result may leave the one around the original: such an attack is
+    not `bounded`, and its images outside count as not attacked.
     """
 
     adaptive: ClassVar[bool] = True
@@ -30,8 +30,8 @@ class ApproximateInput(ProjectedGradient):
     backward: Backward = "declared"
     keep: Keep = "last"
     ball: Literal["rebuilt", "original"] = "rebuilt"
-    """The centre of the ball: the `rebuilt` image as in the paper, or the `original`, where the rebuilt
-    image, brought into the ball, is only the start."""
+    """The centre of the ball: the `rebuilt` image as in the paper, or the `original`; then the rebuilt
+    image, brought into that ball, is where the ascent starts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,7 @@ class ApproximateInput(ProjectedGradient):
         """
         if not len(batch):
             return Perturbed(batch.images)
-        # Step -1: the ascent, which begins at step 0, must not meet the very draw that it starts from.
+        # Step -1: the ascent, from step 0 on, is not to meet the very draw that it starts from.
         rebuilt = cast(_Transforming, victim).transform(batch.images, draws.at(step=-1))
         if rebuilt.shape != batch.images.shape:
             raise HarnessError(

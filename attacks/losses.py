@@ -1,4 +1,4 @@
-"""What an attack maximises: pure functions of logits (N, K) and true labels (N,), a loss per sample.
+"""What an attack maximises: functions of logits (N, K) and true labels (N,) to losses (N,).
 
 The margins are positive exactly where a sample is misclassified. All are differentiable almost
 everywhere.

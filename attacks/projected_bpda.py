@@ -20,8 +20,8 @@ from harness.types import Backward, Batch, Perturbed, ThreatModel, Victim
 class ProjectedBPDA(ProjectedGradient):
     """BPDA whose gradients are projected onto the span of the image's top singular vectors.
 
-    "... projects the gradient to the low-rank space constructed by the top few singular vectors of the
-    original image, to construct the adversarial noise". The paper does not say how many are a few.
+    "... projects the gradient to the low-rank space constructed by the top few singular vectors of
+    the original image, to construct the adversarial noise". The paper does not say how many.
     """
 
     adaptive: ClassVar[bool] = True

@@ -1,6 +1,6 @@
 """Projected gradient ascent: the one inner loop of every native gradient attack.
 
-x[k+1] = project(x[k] + step(gradient of the loss at x[k])), inside the ball around the image and the
+x[k+1] = project(x[k] + step(gradient of the loss at x[k])): into the ball around the image and the
 box [0, 1] (Kurakin et al. 2017; Madry et al. 2018). What differs between attacks is a field of
 `ProjectedGradient`, the point where the ascent starts, or a hook on the gradient.
 """
@@ -47,8 +47,8 @@ class ProjectedGradient(Attack):
     steps: int = 40
     """Gradient steps; each takes `eot` forward-backward passes."""
     step_size: float | None = None
-    """In pixel values of [0, 1], as epsilon. None: 2.5 epsilon / steps, at most epsilon / 4 (2/255 at
-    8/255, as Madry et al.), at least epsilon / steps (every point of the ball is in reach)."""
+    """In pixel values of [0, 1], as epsilon. None: 2.5 epsilon / steps, but at most epsilon / 4 (Madry
+    et al.'s 2/255 at 8/255) and at least epsilon / steps (all of the ball is in reach)."""
     restarts: int = 1
     """Ascents per image; each image's best by (misclassified, loss) on fresh draws is returned."""
     random_start: bool = True
@@ -60,8 +60,8 @@ class ProjectedGradient(Attack):
     """Draws of the defense's randomness that a step's gradient averages (Athalye et al. 2018)."""
     keep: Keep = "auto"
     """The iterate that is returned: the `last`; the `best`, of greatest mean loss; the `first` that
-    less than half of its step's draws classify rightly (the last where there is none). `auto`: first
-    for a deterministic victim, whose verdict on it stands, and best for a randomised one."""
+    less than half of its step's draws classify rightly (the last where there is none). `auto`: the
+    first for a deterministic victim, whose verdict stands, and the best for a randomised one."""
     snapshot_steps: tuple[int, ...] | None = None
     """Steps k to keep a snapshot at: what k steps of this size would have returned. Of the first
     restart only. None: 7, 20, 40, 100, 200, 500 and steps / 2, those below `steps`."""

@@ -1,8 +1,9 @@
-"""Simultaneous perturbation stochastic approximation (Uesato et al. 2018, algorithm 1; Spall 1992)."""
+"""Simultaneous perturbation stochastic approximation (Spall 1992; Uesato et al. 2018)."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -32,10 +33,10 @@ _MEAN_DECAY, _SQUARE_DECAY, _STABILITY = 0.9, 0.999, 1e-8
 @attacks.register("spsa")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SPSA(Attack):
-    """Adam on gradients that are estimated from scores at random pairs of points around the image.
+    """Adam steps on gradients estimated from scores at random pairs of points (Uesato et al. 2018).
 
-    A deterministic victim's images leave once they are misclassified, as in the published code; against
-    a randomised one every step is made and the last iterate returned.
+    A deterministic victim's images leave once they are misclassified; against a randomised one every
+    step is made, and the last iterate returned.
     """
 
     access: ClassVar[Access] = "scores"
@@ -43,20 +44,23 @@ class SPSA(Attack):
 
     steps: int = 100
     samples: int = 2048
-    """Scores a gradient is estimated from: an even number, half of it at x + delta v, half at x - delta v."""
+    """Scores behind one gradient, half of them at x + delta v and half at x - delta v."""
     learning_rate: float = 0.01
     """Adam's, in pixel values."""
     delta: float = 0.01
     """Distance of a sample from the image in each pixel. Samples are not clipped to the box."""
     loss: LossName = "margin"
     eot: int = 1
-    """Draws of the defense's randomness that the pairs of one step are spread over; a pair shares one."""
-    chunk: int = 1024
-    """Images per forward, a bound on memory. Another value changes rounding and nothing else."""
+    """Draws of the defense's randomness that a step's pairs are spread over; a pair shares one."""
+    chunk: int | None = None
+    """Images per forward, a bound on memory that changes rounding and nothing else. None: 128 on a
+    CPU, whose cache they should fit, and 4096 on a GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "samples", "eot", "chunk"):
+        for name in ("steps", "samples", "eot"):
             at_least_one(name, getattr(self, name))
+        if self.chunk is not None:
+            at_least_one("chunk", self.chunk)
         positive("learning_rate", self.learning_rate)
         positive("delta", self.delta)
         one_of("loss", self.loss, tuple(LOSSES))
@@ -101,13 +105,14 @@ class SPSA(Attack):
     def estimate(self, victim: Victim, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """(N, C, H, W) the mean over v of v (J(x + delta v) - J(x - delta v)) / (2 delta), v = +-1."""
         gradient = torch.empty_like(images)
-        group = max(1, self.chunk // self.samples)
+        chunk = self.chunk or (128 if images.device.type == "cpu" else 4096)
+        group = max(1, chunk // self.samples)
         for first in range(0, len(images), group):
             some = slice(first, first + group)
             x, here = images[some].flatten(1), draws[some]
             signs = rademacher(here, self.samples // 2, x.shape[1]).to(x)
             total = torch.zeros_like(x)
-            for draw, pairs in self._slices():
+            for draw, pairs in self._slices(chunk):
                 v = signs[:, pairs]
                 points = torch.stack((x[:, None] + self.delta * v, x[:, None] - self.delta * v), 1)
                 rows = torch.arange(len(x), device=x.device).repeat_interleave(2 * v.shape[1])
@@ -121,9 +126,9 @@ class SPSA(Attack):
             gradient[some] = (total / (self.delta * self.samples)).reshape(-1, *images.shape[1:])
         return gradient
 
-    def _slices(self) -> Iterator[tuple[int, slice]]:
+    def _slices(self, chunk: int) -> Iterator[tuple[int, slice]]:
         """(draw, pairs): the pairs of one image cut by draw and by what fits into one forward."""
-        each, most = self.samples // 2 // self.eot, max(1, self.chunk // 2)
+        each, most = self.samples // 2 // self.eot, max(1, chunk // 2)
         for draw in range(self.eot):
             for first in range(0, each, most):
                 begin = draw * each + first
@@ -132,11 +137,10 @@ class SPSA(Attack):
 
 def rademacher(draws: Draws, *shape: int) -> Tensor:
     """(N, *shape) float32, -1 or +1 with equal probability; one word gives 64 of them."""
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     octets = draws.bits((count + 63) // 64, lane="rademacher").view(torch.uint8)
-    bits = torch.arange(256, device=octets.device)[:, None] >> torch.arange(8, device=octets.device)
-    table = (bits & 1).float() * 2.0 - 1.0
+    places = torch.arange(8, device=octets.device)
+    bits = (torch.arange(256, device=octets.device)[:, None] >> places) & 1
+    table = bits.float() * 2.0 - 1.0  # the eight signs in each octet
     signs = table[octets.flatten().int()].reshape(len(draws), -1)
     return signs[:, :count].reshape(len(draws), *shape)

@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020, algorithms 1 and 2): random search with square changes."""
+"""Square Attack (Andriushchenko et al. 2020): random search with square-shaped changes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 @attacks.register("square")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """Random search: sets random squares to +-epsilon and keeps what raises the loss (L-infinity).
+    """Random search: sets squares to +-epsilon and keeps what raises the loss (L-infinity).
 
-    A deterministic victim's images leave once they are misclassified. Against a randomised one the image
-    and its change are compared on the same draw, anew at each step, for two queries: a lucky draw of the
-    past does not hold the search up.
+    A deterministic victim's images leave once they are misclassified. Against a randomised one the
+    image and its change are compared on the same draw, anew at each step, for two queries: a lucky
+    draw of the past does not hold the search up. Squares lie anywhere in the image; those of the
+    reference code, in AutoAttack and torchattacks, never touch its last row and column.
     """
 
     access: ClassVar[Access] = "scores"
@@ -62,7 +63,7 @@ class Square(Attack):
         logits = victim.logits(x, draws.at(step=0))
         greatest, fallen = against(self.loss, labels)(logits), logits.argmax(dim=1) != labels
         result = x.clone()
-        # Finding out who may leave waits for the device: a GPU would run dry if asked at every step.
+        # Finding out who may leave waits for the device: a GPU would run dry if asked every time.
         patience = 1 if images.device.type == "cpu" else 16
 
         per_step = 2 if victim.randomised else 1

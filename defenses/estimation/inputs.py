@@ -8,7 +8,7 @@ from torch import Tensor
 _SHOWN = 16  # image indices named in an error message
 
 # On the CPU a chunk should stay in the cache, yet be large enough that work outweighs calls.
-_CPU_BYTES = 8 * 2**20
+_CPU_BYTES = 12 * 2**20
 _DEVICE_BYTES = 2 * 2**30
 _COPIES = 12  # matrices and factors that a solver holds for one image
 _LEAST = 64
@@ -73,7 +73,9 @@ def chunk_of(chunk: int | None, problems: Problems) -> int:
     budget = _CPU_BYTES if problems.observed.device.type == "cpu" else _DEVICE_BYTES
     image = problems.observed[0].numel() if len(problems.observed) else 1
     bytes_each = _COPIES * image * problems.observed.element_size()
-    return max(_LEAST, budget // bytes_each)
+    most = max(_LEAST, budget // bytes_each)
+    count = max(1, len(problems.observed))
+    return -(-count // -(-count // most))  # chunks of equal size
 
 
 def in_chunks(tensor: Tensor, chunk: int) -> list[Tensor]:

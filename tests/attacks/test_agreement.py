@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-import attacks.square
 import pytest
 import torch
+from torch import Tensor, nn
+
+import attacks.square
 from attacks.cw import CW
 from attacks.fgsm import FGSM
 from attacks.losses import margin
 from attacks.pgd import PGD
 from attacks.spsa import SPSA
 from attacks.square import Square
-from torch import Tensor, nn
-
 from harness.types import Batch, ThreatModel
 
 from .conftest import accuracy, attacked
@@ -111,7 +111,7 @@ def test_cw_is_within_a_point_of_foolbox_with_that_loss(digits):
 
 def test_spsa_is_within_a_point_of_torchattacks(digits):
     model, batch = digits[0], digits[1][:200]
-    native = SPSA(steps=20, samples=128)
+    native = SPSA(steps=12, samples=64)
     options = {"nb_iter": native.steps, "nb_sample": native.samples // 2}
     found = by_torchattacks("SPSA", model, batch, **options)
     difference = accuracy(model, attacked(native, model, batch, LINF), batch)

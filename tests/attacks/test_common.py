@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from attacks.approximate_input import ApproximateInput
 from attacks.bpda import BPDA
 from attacks.clean import Clean
@@ -14,7 +15,6 @@ from attacks.pgd import PGD
 from attacks.projected_bpda import ProjectedBPDA
 from attacks.spsa import SPSA
 from attacks.square import Square
-
 from harness.geometry import TOLERANCE, norms
 from harness.registry import attacks
 from harness.types import ThreatModel
@@ -90,9 +90,10 @@ def test_clean_returns_the_images(some_digits):
 
 def test_every_one_is_registered_with_a_line_about_it():
     entries = {entry.name: entry for entry in attacks}
-    names = "fgsm pgd cw bpda noise clean approximate-input projected-bpda spsa square".split()
-    for name in names:
-        assert entries[name].make() in [type(attack)() for attack in NATIVE]
+    names = ["clean", "noise", "fgsm", "pgd", "cw", "bpda", "approximate-input", "projected-bpda"]
+    names += ["spsa", "square"]
+    for name, attack in zip(names, NATIVE, strict=True):
+        assert type(entries[name].make()) is type(attack)
         assert 20 < len(entries[name].summary) <= 100
 
 

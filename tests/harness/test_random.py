@@ -58,7 +58,7 @@ def test_uniform_numbers_are_uniform() -> None:
     chi_square = float(((counts - 1000) ** 2 / 1000).sum())
     # 99 degrees of freedom: mean 99, standard deviation 14.
     assert 99 - 5 * 14 < chi_square < 99 + 5 * 14
-    assert 0 <= float(numbers.min()) and float(numbers.max()) < 1
+    assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
 
 
 def test_neighbouring_samples_and_positions_do_not_correlate() -> None:

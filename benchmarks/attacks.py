@@ -1,0 +1,306 @@
+"""Native attacks side by side with the libraries': ratios of time in one process, at equal accuracy.
+
+    python -m benchmarks.attacks --output FOLDER [--images 256] [--repeats 7] [--threads 2]
+
+Real MNIST (HARNESS_DATA) and the LeNet of `models`, trained here once without and once with adversarial
+training and cached. Contestants take turns, the first one changing from round to round; a ratio is that of
+the medians. A library counts as beaten only where its robust accuracy and the native one are within a point.
+Writes `attacks.md` and `attacks.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.pgd import PGD
+from attacks.spsa import SPSA
+from harness import data
+from harness.defended import Defended
+from harness.random import Draws, Role, permutation
+from harness.registry import defenses, models
+from harness.types import Attack, Batch, Dataset, ThreatModel
+from harness.views import View
+
+EPSILON, STEP_SIZE, STEPS = 0.3, 0.01, 40
+THREAT = ThreatModel(epsilon=EPSILON)
+Contestant = Callable[[Batch], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One contestant in one race."""
+
+    race: str
+    contestant: str
+    seconds: float
+    accuracy: float
+    ratio: float
+    """The contestant's time over the native attack's: above 1 the native one is quicker."""
+    counts: bool
+
+
+def bare_loop(model: nn.Module, steps: int = STEPS) -> Contestant:
+    """Projected gradient descent in the fewest lines: what no attack can undercut without leaving."""
+
+    def attack(batch: Batch) -> Tensor:
+        images, labels = batch.images, batch.labels
+        x = images + (torch.rand_like(images) * 2 - 1) * EPSILON
+        x = x.clamp(0, 1)
+        for _ in range(steps):
+            x.requires_grad_(True)
+            loss = functional.cross_entropy(model(x), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+            x = x.detach() + STEP_SIZE * gradient.sign()
+            x = torch.minimum(torch.maximum(x, images - EPSILON), images + EPSILON)
+            x = x.clamp(0, 1)
+        return x
+
+    return attack
+
+
+def native(attack: Attack, model: nn.Module) -> Contestant:
+    """The attack through the view that watches it in every evaluation."""
+    defended = Defended(model, defenses.get("vanilla")(), 10).frozen()
+
+    def run(batch: Batch) -> Tensor:
+        view = View(defended, batch, THREAT, attack.access)
+        return attack.perturb(view, batch, THREAT, Draws(0, batch.ids, Role.ATTACK)).images
+
+    return run
+
+
+def torchattacks_pgd(model: nn.Module) -> Contestant:
+    import torchattacks
+
+    attack = torchattacks.PGD(model, eps=EPSILON, alpha=STEP_SIZE, steps=STEPS, random_start=True)
+    return lambda batch: attack(batch.images, batch.labels)
+
+
+def foolbox_pgd(model: nn.Module) -> Contestant:
+    import foolbox
+
+    bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
+
+    def run(batch: Batch) -> Tensor:
+        criterion = foolbox.criteria.Misclassification(batch.labels)
+        return attack.run(bounded, batch.images, criterion, epsilon=EPSILON)
+
+    return run
+
+
+def art_pgd(model: nn.Module, images: int) -> Contestant:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    attack = ProjectedGradientDescentPyTorch(
+        classifier,
+        eps=EPSILON,
+        eps_step=STEP_SIZE,
+        max_iter=STEPS,
+        num_random_init=1,
+        batch_size=images,
+        verbose=False,
+    )
+    return lambda batch: torch.from_numpy(
+        attack.generate(batch.images.numpy(), batch.labels.numpy())
+    )
+
+
+def torchattacks_spsa(model: nn.Module, attack: SPSA) -> Contestant:
+    import torchattacks
+
+    pairs = attack.samples // 2
+    theirs = torchattacks.SPSA(
+        model,
+        eps=EPSILON,
+        delta=attack.delta,
+        lr=attack.learning_rate,
+        nb_iter=attack.steps,
+        nb_sample=pairs,
+        max_batch_size=min(pairs, 64),
+    )
+    return lambda batch: theirs(batch.images, batch.labels)
+
+
+def race(
+    name: str,
+    contestants: dict[str, Contestant],
+    model: nn.Module,
+    batch: Batch,
+    repeats: int,
+    clock: Callable[[], float],
+) -> list[Row]:
+    """The contestants in turns; the first one named is the native attack that the others are held against."""
+    times: dict[str, list[float]] = {key: [] for key in contestants}
+    found: dict[str, Tensor] = {}
+    order = list(contestants)
+    for key in order:  # warm up; first calls allocate and choose kernels
+        contestants[key](batch)
+    for turn in range(repeats):
+        for key in order[turn % len(order) :] + order[: turn % len(order)]:
+            begin = clock()
+            found[key] = contestants[key](batch)
+            times[key].append(clock() - begin)
+    rows = []
+    reference = statistics.median(times[order[0]])
+    accuracies = {key: accuracy(model, found[key].detach(), batch) for key in order}
+    for key in order:
+        seconds = statistics.median(times[key])
+        equal = abs(accuracies[key] - accuracies[order[0]]) <= 0.01
+        rows.append(Row(name, key, seconds, accuracies[key], seconds / reference, equal))
+        print(
+            f"{name:28} {key:20} {seconds:8.3f} s  {accuracies[key]:6.1%}  {rows[-1].ratio:5.2f}x"
+        )
+    return rows
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, batch: Batch) -> float:
+    """Robust accuracy, after a check that the images keep to the ball and the box."""
+    assert (images - batch.images).abs().max() <= EPSILON + 2e-5, "left the ball"
+    assert images.min() >= -2e-5 and images.max() <= 1 + 2e-5, "left the box"
+    return (model(images).argmax(1) == batch.labels).float().mean().item()
+
+
+def lenet(dataset: Dataset, cache: Path, *, adversarial: bool) -> nn.Module:
+    """LeNet after 200 batches of 64; `adversarial`: after 600 more, with weak steps on the images."""
+    torch.manual_seed(0)
+    model: nn.Module = models.get("lenet")((1, 28, 28), 10)
+    file = cache / f"lenet-{'robust' if adversarial else 'vanilla'}.pt"
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.eval().requires_grad_(False)
+    if adversarial:
+        model = lenet(dataset, cache, adversarial=False).requires_grad_(True)
+    batches = 600 if adversarial else 200
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=batches)
+    order = permutation(0, len(dataset), role=Role.SHUFFLE, step=int(adversarial))
+    for number, index in enumerate(order.split(64)[:batches]):
+        batch = dataset.batch(index)
+        images = batch.images
+        if adversarial:  # epsilon grows: LeNet does not learn from 0.3 at the outset
+            images = two_steps(model, batch, EPSILON * min(1.0, number / 250))
+        loss = functional.cross_entropy(model(images), batch.labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), file)
+    return model.eval().requires_grad_(False)
+
+
+def two_steps(model: nn.Module, batch: Batch, epsilon: float) -> Tensor:
+    """Images after two signed steps of 0.7 epsilon from a random start."""
+    delta = (torch.rand_like(batch.images) * 2 - 1) * epsilon
+    for _ in range(2):
+        x = (batch.images + delta).clamp(0, 1).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(model(x), batch.labels), x)
+        delta = x.detach() + 0.7 * epsilon * gradient.sign() - batch.images
+        delta = delta.clamp(-epsilon, epsilon)
+    return (batch.images + delta).clamp(0, 1)
+
+
+def write(rows: list[Row], folder: Path, settings: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "attacks.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in dataclasses.fields(Row)])
+        writer.writerows(dataclasses.astuple(row) for row in rows)
+    lines = [
+        "# Attacks: time against the libraries",
+        "",
+        settings,
+        "",
+        "| race | contestant | seconds | robust accuracy | times the native attack's | counts |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        counts = "yes" if row.counts else "no: accuracies differ"
+        lines.append(
+            f"| {row.race} | {row.contestant} | {row.seconds:.3f} | {row.accuracy:.1%} "
+            f"| {row.ratio:.2f} | {counts} |"
+        )
+    (folder / "attacks.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "harness-benchmark-lenet"
+    )
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="races whose name contains this")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="processor: of the processor, where others use the machine too (with --threads 1)",
+    )
+    options = parser.parse_args()
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    torch.set_num_threads(options.threads)
+
+    train, test = data.load("mnist", "train"), data.load("mnist", "test")
+    batch = test.batch(slice(0, options.images))
+    few = test.batch(slice(0, max(1, options.images // 64)))
+    pgd = PGD(steps=STEPS, step_size=STEP_SIZE)
+    whole = PGD(steps=STEPS, step_size=STEP_SIZE, keep="last", snapshot_steps=())
+    spsa = SPSA(steps=40, samples=512)
+    rows: list[Row] = []
+    for kind in ("vanilla", "robust"):
+        model = lenet(train, options.cache, adversarial=kind == "robust")
+        races: dict[str, tuple[dict[str, Contestant], Batch]] = {
+            f"PGD-40, {kind} LeNet": (
+                {
+                    "native": native(pgd, model),
+                    "torchattacks": torchattacks_pgd(model),
+                    "foolbox": foolbox_pgd(model),
+                    "ART": art_pgd(model, options.images),
+                },
+                batch,
+            ),
+            f"nothing leaves, {kind} LeNet": (
+                {"native, keep=last": native(whole, model), "bare loop": bare_loop(model)},
+                batch,
+            ),
+            f"SPSA, {kind} LeNet": (
+                {"native": native(spsa, model), "torchattacks": torchattacks_spsa(model, spsa)},
+                few,
+            ),
+        }
+        for name, (contestants, images) in races.items():
+            if options.only in name:
+                rows += race(name, contestants, model, images, options.repeats, clock)
+    write(
+        rows,
+        options.output,
+        f"MNIST, {options.images} images (SPSA: {len(few)}, {spsa.steps} steps of {spsa.samples} "
+        f"samples), epsilon {EPSILON}, step {STEP_SIZE}, {STEPS} steps; "
+        f"median of {options.repeats}, {options.clock} clock; "
+        f"torch {torch.__version__}, {options.threads} threads, {platform.machine()}.",
+    )
+
+
+if __name__ == "__main__":
+    main()
