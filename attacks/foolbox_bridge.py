@@ -1,0 +1,34 @@
+"""`foolbox:Name`: the attacks of foolbox against any defense here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attacks import library
+from attacks.foolbox_attacks import Foolbox, missing
+from attacks.foolbox_sheets import SHEETS
+from harness.registry import attacks
+
+
+@attacks.bridge("foolbox")
+def make(rest: str) -> Callable[..., Foolbox]:
+    """The attacks of foolbox by their class names: `foolbox:LinfPGD`."""
+    sheet = library.sheet_of("foolbox", SHEETS, rest)
+
+    def build(**parameters: Any) -> Foolbox:
+        return Foolbox(name=rest, parameters=parameters)
+
+    build.__doc__ = sheet.summary
+    return build
+
+
+def listing() -> list[tuple[str, str, str | None]]:
+    """(name, summary, why it is refused or None) of each attack; imports nothing."""
+    return [
+        (name, summary, refusal or missing(name) or None)
+        for name, summary, refusal in library.listing("foolbox", SHEETS)
+    ]
+
+
+make.listing = listing  # for `harness list attacks --all`: the engine imports no plugin

@@ -1,0 +1,201 @@
+"""What the bridges to foolbox, torchattacks and the toolbox share.
+
+A library's attack is a guest: it sees the victim through `guest.Guarded`, draws its random numbers from a
+state that is seeded for it and put back after it, and its images go through `guest.settle` before the
+judge sees them. What is known of each attack stands in a `Sheet`, so that listing them imports no library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.guest import Guarded, in_box, seeded, settle
+from attacks.library_parameters import convert
+from harness.random import Draws
+from harness.types import (
+    Access,
+    Attack,
+    Batch,
+    HarnessError,
+    Norm,
+    Perturbed,
+    ThreatModel,
+    Victim,
+)
+
+BOTH: tuple[Norm, ...] = ("linf", "l2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What is known of one library attack before the library is imported."""
+
+    summary: str
+    access: Access = "gradients"
+    norms: tuple[Norm, ...] = ("linf",)
+    bounded: bool = True
+    preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Defaults that the bridge sets because the library's own would mislead."""
+    single: bool = False
+    """Whether the attack goes through its images one by one: it then gets them one by one, so that its
+    queries are booked to the right sample and its result does not depend on the batch."""
+    probabilities: bool = False
+    """Whether it wants softmax outputs and refuses logits."""
+    channels: int | None = None
+    """The only number of channels that it works on."""
+    least_classes: int = 2
+    note: str = ""
+    refusal: str = ""
+    """Why it cannot serve; empty where it can."""
+
+
+def refused(summary: str, reason: str) -> Sheet:
+    """The sheet of an attack that cannot serve."""
+    return Sheet(summary=summary, refusal=reason)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LibraryAttack(Attack):
+    """One attack of a library. Abstract: each bridge says how its library is called."""
+
+    library: ClassVar[str]
+    sheets: ClassVar[Mapping[str, Sheet]]
+
+    name: str
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sheet = sheet_of(self.library, self.sheets, self.name)
+        if sheet.refusal:
+            raise HarnessError(f"{self.library}:{self.name} cannot serve: {sheet.refusal}")
+        given = {**sheet.preset, **self.parameters}
+        converted = convert(f"{self.library}:{self.name}", given, self.signature(), self.supplied())
+        object.__setattr__(self, "parameters", converted)
+
+    @property
+    def sheet(self) -> Sheet:
+        return self.sheets[self.name]
+
+    @property
+    def access(self) -> Access:  # type: ignore[override]
+        return self.sheet.access
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:  # type: ignore[override]
+        return self.sheet.norms
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        return self.sheet.bounded
+
+    def signature(self) -> Mapping[str, inspect.Parameter]:
+        """The constructor's parameters; imports the library."""
+        raise NotImplementedError
+
+    def supplied(self) -> Mapping[str, str]:
+        """Parameters that the harness passes and the user may not, with where they come from."""
+        raise NotImplementedError
+
+    def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
+        """The library's images (N, C, H, W), from images in [0, 1] exactly."""
+        raise NotImplementedError
+
+    def check(self, victim: Victim, threat: ThreatModel) -> None:
+        """Raises HarnessError where this attack cannot serve."""
+        if threat.norm not in self.norms:
+            raise HarnessError(
+                f"{self.library}:{self.name} does not serve norm {threat.norm}: "
+                f"it serves {', '.join(self.norms)}"
+            )
+        if victim.classes < self.sheet.least_classes:
+            raise HarnessError(
+                f"{self.library}:{self.name} needs at least {self.sheet.least_classes} classes, "
+                f"the model has {victim.classes}"
+            )
+
+    def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
+        if not len(batch):
+            return Perturbed(batch.images)
+        channels = batch.images.shape[1]
+        if self.sheet.channels not in (None, channels):
+            raise HarnessError(
+                f"{self.library}:{self.name} works on {self.sheet.channels} channels only, "
+                f"the images have {channels}"
+            )
+        inside = dataclasses.replace(batch, images=in_box(batch.images))
+        parts = [slice(i, i + 1) for i in range(len(batch))] if self.sheet.single else [slice(None)]
+        found = []
+        for part in parts:
+            with seeded(draws[part]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(self.run(victim, inside[part], threat, draws[part]))
+        images = torch.cat([part.detach().to(batch.images) for part in found])
+        return Perturbed(settle(images, batch, threat, bounded=self.bounded))
+
+    def guard(self, victim: Victim, batch: Batch, draws: Draws) -> Guarded:
+        """The victim with the access of this attack."""
+        return Guarded(
+            victim.module(batch, draws),
+            batch.ids,
+            self.access,
+            probabilities=self.sheet.probabilities,
+            sticky=victim.randomised and self.access == "labels",
+        )
+
+
+def step_length(epsilon: float, steps: int) -> float:
+    """2.5 epsilon / steps, at most epsilon / 4, at least epsilon / steps: the rule of the native attacks.
+
+    The libraries' fixed step sizes (2/255) are lost in a ball of 0.3 and leap out of one of 1/255.
+    """
+    least = epsilon / max(steps, 1)
+    return min(2.5 * least, max(epsilon / 4, least))
+
+
+def imported(module: str, package: str) -> Any:
+    """The module of an optional library.
+
+    Raises:
+        HarnessError: it is not installed (with the line that installs it).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise HarnessError(
+            f"{package} does not import ({error}): `pip install {package}` brings it"
+        ) from error
+
+
+def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
+    """The sheet of a name.
+
+    Raises:
+        HarnessError: no such attack (with the nearest names).
+    """
+    if name in sheets:
+        return sheets[name]
+    folded = {known.lower(): known for known in sheets}
+    near = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.4)
+    near += [key for key in folded if name.lower() in key and key not in near][: 3 - len(near)]
+    names = " or ".join(f"{library}:{folded[key]}" for key in near)
+    hint = f"did you mean {names}?" if near else "`harness list attacks --all` shows all"
+    raise HarnessError(f"{library} has no attack {name!r} here: {hint}")
+
+
+def listing(library: str, sheets: Mapping[str, Sheet]) -> list[tuple[str, str, str | None]]:
+    """(name, summary, why it is refused or None) of every attack of a library; imports nothing."""
+    return [
+        (f"{library}:{name}", sheet.summary, sheet.refusal or None)
+        for name, sheet in sorted(sheets.items())
+    ]
