@@ -1,59 +1,370 @@
-"""Evidence flags: reasons to doubt a number, found in the records. Needs no torch."""
+"""Evidence flags: reasons to doubt a number, found in the records. Needs no torch.
+
+`flags` looks at one record, `across` at all records of one target. Every rule that compares two
+accuracies asks for a paired test on the same images and for a difference that matters, so that noise
+raises no flag. `docs/flags.md` states each rule with its source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from harness import keys
+from harness.paired import Comparison, comparable, compare, right_counts
 from harness.records import Record
+from harness.statistics import mcnemar
 
 EXPLANATIONS: Mapping[str, str] = {
-    "not-converged": "more steps still lower robust accuracy beyond its interval",
-    "masked-gradients": "the gradients vanish, are not finite, or point nowhere",
+    "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",
+    "masked-gradients": "the gradients vanish or mislead: an attack that needs none does better",
     "silent-success": "images were fooled on the way but not by what the attack returned",
     "noise-success": "the defense's own noise at epsilon = 0 explains the drop",
     "weak-adaptive": "an adaptive attack is weaker than the plain one on the same model",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
     "model-changed": "the attack changed weights, buffers or mode; they were put back",
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
-    "scaled-down": "fewer images, steps or epochs than the published protocol",
+    "scaled-down": "fewer images, steps, draws or epochs than the published protocol",
 }
 """Every flag, and what it means in one line."""
+
+SIGNIFICANCE = 0.01
+"""Two-sided, divided by the number of comparisons that one flag makes for one target (Bonferroni)."""
+SMALLEST = 0.01
+"""A difference of accuracy below this, or a share of images, is never worth a flag."""
+DEAD_GRADIENTS = 0.05
+"""Share of an attack's gradients that may be dead: a few images saturate on any model."""
+MANY_STEPS = 10
+"""Fewer gradient steps than these are not expected to beat an attack without gradients."""
+EVERYTHING = 0.5
+"""The L-infinity radius from which every image can be made the same grey one."""
+
+
+def strict_status(found: Iterable[str]) -> int:
+    """The exit status of `--strict`: 3 where a number is in doubt. `scaled-down` says what was asked
+    for, not that the answer is wrong, so it alone leaves 0."""
+    return 3 if set(found) - {"scaled-down"} else 0
+
+
+# --- one record -----------------------------------------------------------------------------------
 
 
 def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
     """The flags that one record shows by itself, each with its reason."""
-    found: dict[str, str] = {}
-    low, high = record.robust.interval
-    if record.invalid:
-        named = ", ".join(map(str, record.invalid[:5]))
-        more = ", ..." if len(record.invalid) > 5 else ""
-        found["invalid-examples"] = f"{len(record.invalid)} images: ids {named}{more}"
+    rules = {
+        "invalid-examples": _invalid,
+        "masked-gradients": _gradients,
+        "silent-success": _silent,
+        "noise-success": _noise,
+        "not-converged": _trace,
+        "scaled-down": _scaled,
+    }
+    found = {name: reason for name, rule in rules.items() if (reason := rule(record))}
     if model_changed:
         found["model-changed"] = "the victim's state differed after the attack"
-    if record.passes.get("backwards", 0) > 0 and record.passes["dead_gradients"] > 0.05:
-        share = record.passes["dead_gradients"]
-        found["masked-gradients"] = f"{share:.0%} of the gradients are zero or not finite"
-    survived = 1 - record.fooled_on_the_way
-    if record.resolved["draws"] == 1 and low > survived:
-        found["silent-success"] = (
-            f"{record.fooled_on_the_way:.1%} were fooled at some query, "
-            f"{1 - record.robust.mean:.1%} by the images returned"
-        )
-    noise = record.clean.mean - record.clean.all_draws
-    drop = record.clean.mean - record.robust.mean
-    if noise > 0.01 and 0 < drop <= noise and record.robust.vote > high - 1e-9:
-        found["noise-success"] = (
-            f"accuracy falls by {drop:.1%}; the defense's own noise flips {noise:.1%}"
-        )
-    halves = [point for point in record.trace if point.step <= record.trace[-1].step / 2]
-    if halves:
-        half, last = halves[-1], record.trace[-1]
-        margin = (high - low) / 2
-        if last.accuracy > margin and half.accuracy - last.accuracy > margin:
-            found["not-converged"] = (
-                f"{half.accuracy:.1%} after {half.step} steps, {last.accuracy:.1%} after {last.step}"
-            )
-    plan = record.cell.target.training
-    if plan.paper_epochs is not None and plan.epochs < plan.paper_epochs:
-        found["scaled-down"] = f"{plan.epochs} of {plan.paper_epochs} epochs"
     return dict(sorted(found.items()))
+
+
+def _half_width(record: Record) -> float:
+    low, high = record.robust.interval
+    return (high - low) / 2
+
+
+def _invalid(record: Record) -> str:
+    if not record.invalid:
+        return ""
+    named = ", ".join(map(str, record.invalid[:5]))
+    more = ", ..." if len(record.invalid) > 5 else ""
+    return f"{len(record.invalid)} images: ids {named}{more}"
+
+
+def _gradients(record: Record) -> str:
+    where = "on the source, " if record.transferred else ""
+    dead = record.passes.get("dead_gradients", 0.0)
+    if record.passes.get("backwards", 0) > 0 and dead > DEAD_GRADIENTS:
+        return f"{where}{dead:.0%} of the gradients are zero, constant or not finite"
+    if _unlimited(record) and record.robust.interval[0] > 1 / record.classes:
+        return (
+            f"at epsilon {record.cell.threat.epsilon:.4g}, where any image is in reach, "
+            f"{record.robust.mean:.1%} stand: chance is {1 / record.classes:.1%}"
+        )
+    return ""
+
+
+def _unlimited(record: Record) -> bool:
+    """Whether a sound attack must bring accuracy down to chance (Carlini et al. 2019)."""
+    threat = record.cell.threat
+    return (
+        threat.norm == "linf"
+        and threat.epsilon >= EVERYTHING
+        and _white_box(record)
+        and iterations(record) >= MANY_STEPS
+        and iterations(record) * _step_size(record) >= EVERYTHING
+    )
+
+
+def _silent(record: Record) -> str:
+    """For a deterministic victim an image once fooled is fooled: counted image by image. For a
+    randomised one a wrong answer on the way may be luck, so iterates count by fresh draws."""
+    if record.transferred or not record.count:
+        return ""  # what was seen on the way was seen on another model
+    if not record.randomised:
+        once = right_counts((record.fooled_outcomes,), record.count)
+        left = right_counts(record.robust_outcomes[:1], record.count)
+        lost = sum(seen and stands for seen, stands in zip(once, left, strict=True))
+        if lost > 1 and lost > SMALLEST * record.count:
+            return f"{lost} of {record.count} images were fooled at some query but not at the end"
+        return ""
+    if not record.trace:
+        return ""
+    end, earlier = record.trace[-1], record.trace[:-1]
+    for point in earlier:
+        worse = end.accuracy - point.accuracy
+        sure = mcnemar(point.rose, point.fell) < SIGNIFICANCE / len(earlier)
+        if worse > SMALLEST and sure and point.rose > point.fell:
+            return f"{point.accuracy:.1%} after {point.step} steps, {end.accuracy:.1%} at the end"
+    return ""
+
+
+def _noise(record: Record) -> str:
+    """A vote over draws removes the defense's own noise. Noise explains the drop where it is at least
+    half of the way from the clean vote down to the robust mean."""
+    if not record.randomised or record.resolved["draws"] < 2:
+        return ""
+    if record.cell.threat.epsilon == 0 or record.distances.get("largest_linf") == 0:
+        return ""  # the control itself
+    noise = record.clean.vote - record.clean.mean
+    drop = record.clean.vote - record.robust.mean
+    if noise <= max(_half_width(record), SMALLEST) or noise < drop / 2:
+        return ""
+    return (
+        f"a draw is right on {record.robust.mean:.1%}, and on {record.clean.mean:.1%} of the unattacked "
+        f"images; by vote {record.robust.vote:.1%} stand, of {record.clean.vote:.1%}"
+    )
+
+
+def _trace(record: Record) -> str:
+    if not record.trace or record.transferred:
+        return ""
+    last = record.trace[-1]
+    # Half an attack that only just crosses the ball stops inside it: that says nothing of the whole.
+    across = 2 * record.cell.threat.epsilon
+    halves = [
+        point
+        for point in record.trace
+        if point.step <= last.step / 2 and point.step * _step_size(record) >= across
+    ]
+    if not halves or last.accuracy <= _half_width(record):
+        return ""  # what is left to lose is within the interval
+    half = halves[-1]
+    sure = half.fell > half.rose and mcnemar(half.fell, half.rose) < SIGNIFICANCE
+    if half.accuracy - last.accuracy > SMALLEST and sure:
+        return f"{half.accuracy:.1%} after {half.step} steps, {last.accuracy:.1%} after {last.step}"
+    return ""
+
+
+def _step_size(record: Record) -> float:
+    """The attack's step size; where it is left to the attack, that of two and a half radii in all; and
+    infinite where the attack has no such parameter."""
+    parameters = _parameters(record)
+    size = parameters.get("step_size", float("inf"))
+    if isinstance(size, int | float):
+        return float(size)
+    return 2.5 * record.cell.threat.epsilon / max(1, iterations(record))
+
+
+def _scaled(record: Record) -> str:
+    plan, cell = record.cell.target.training, record.cell
+    fewer = []
+    if plan.paper_epochs is not None and plan.epochs < plan.paper_epochs:
+        fewer.append(f"{plan.epochs} of {plan.paper_epochs} epochs")
+    if plan.limit is not None:
+        fewer.append(f"trained on {plan.limit} images")
+    if cell.limit is not None and cell.limit == record.count:
+        fewer.append(f"the first {record.count} test images")
+    if record.randomised and record.resolved["draws"] == 1:
+        fewer.append("one scoring draw: noise cannot be told from success")
+    return ", ".join(fewer)
+
+
+# --- records of one target ------------------------------------------------------------------------
+
+
+def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """By key: each record's flags, its own and those that other records of its target raise."""
+    found = {record.key: dict(record.flags) for record in records}
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(target_key(record), []).append(record)
+    for group in groups.values():
+        for doubt in [
+            *_judge("weak-adaptive", _adaptive_pairs(group)),
+            *_judge("masked-gradients", [*_masked_pairs(group), *_smaller_ball_pairs(group)]),
+            *_judge("not-converged", _doubled_pairs(group)),
+            *_inherited(group),
+        ]:
+            found[doubt.key].setdefault(doubt.flag, doubt.reason)
+    return {key: dict(sorted(flagged.items())) for key, flagged in found.items()}
+
+
+def target_key(record: Record) -> str:
+    """The same for records of one trained model with one kind of randomness, on the same images."""
+    facts = record.resolved
+    return keys.key([facts.get("target"), facts.get("target_randomness"), record.ids])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Doubt:
+    key: str
+    flag: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """`weaker` is flagged if `stronger` leaves significantly fewer images standing."""
+
+    weaker: Record
+    stronger: Record
+    says: str
+
+
+def _judge(flag: str, pairs: Iterable[_Pair]) -> list[_Doubt]:
+    usable = [pair for pair in pairs if comparable(pair.weaker, pair.stronger)]
+    doubts = []
+    for pair in usable:
+        compared = compare(pair.weaker, pair.stronger)
+        if beaten(compared, comparisons=len(usable)):
+            numbers = f"{pair.weaker.robust.mean:.1%} against {pair.stronger.robust.mean:.1%}"
+            doubts.append(_Doubt(pair.weaker.key, flag, f"{pair.says}: {numbers}"))
+    return doubts
+
+
+def beaten(compared: Comparison, *, comparisons: int = 1) -> bool:
+    """Whether the first of two records leaves more images standing, beyond doubt and by an amount that
+    matters."""
+    certain = compared.more > compared.fewer and compared.p_value < SIGNIFICANCE / comparisons
+    return compared.difference > SMALLEST and certain
+
+
+def _adaptive_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
+    """A plain attack that spends no more passes is a fair yardstick of an adaptive one."""
+    for adaptive in group:
+        for plain in group:
+            if (
+                adaptive.adaptive
+                and _white_box(adaptive)
+                and not plain.adaptive
+                and _white_box(plain)
+                and adaptive.cell.threat == plain.cell.threat
+                and _passes(plain) <= _passes(adaptive)
+            ):
+                yield _Pair(adaptive, plain, f"{plain.cell.attack} does better for no more")
+
+
+def _masked_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
+    """Signs of obfuscated gradients (Athalye et al. 2018, section 3.1)."""
+    for white in group:
+        if not _white_box(white) or white.cell.max_queries is not None:
+            continue
+        iterative = iterations(white) >= MANY_STEPS
+        for other in group:
+            if other.cell.threat != white.cell.threat or other is white:
+                continue
+            name = other.cell.attack
+            if other.access == "none":
+                yield _Pair(white, other, f"{name}, which sees nothing, does better")
+            elif iterative and other.transferred:
+                yield _Pair(white, other, f"{name}, made on another model, does better")
+            elif iterative and other.access in ("scores", "labels"):
+                yield _Pair(white, other, f"{name}, which sees {other.access} alone, does better")
+            elif iterative and _white_box(other) and iterations(other) <= 1:
+                yield _Pair(white, other, f"one step, {name}, does better than many")
+
+
+def _smaller_ball_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
+    """Of one iterative attack. A single step may overshoot on a sound model, so it is left out."""
+    for large in group:
+        if not _white_box(large) or iterations(large) < MANY_STEPS:
+            continue
+        for small in group:
+            a, b = large.cell.threat, small.cell.threat
+            if _white_box(small) and a.norm == b.norm and 0 < b.epsilon < a.epsilon:
+                if _family(large) != _family(small) or _passes(small) > _passes(large):
+                    continue
+                yield _Pair(large, small, f"the smaller ball of {b.epsilon:.4g} does better")
+
+
+def _doubled_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
+    """The same attack with at least one of its budgets doubled and at least twice the passes."""
+    for less in group:
+        if not less.bounded or less.transferred or "steps" not in _parameters(less):
+            continue
+        for more in group:
+            if (
+                more.bounded
+                and not more.transferred
+                and more.cell.threat == less.cell.threat
+                and more.cell.max_queries == less.cell.max_queries
+                and _family(more) == _family(less)
+                and _passes(more) >= 2 * _passes(less)
+            ):
+                yield _Pair(less, more, f"{_budget(more)} does better than {_budget(less)}")
+
+
+def _inherited(group: Sequence[Record]) -> Iterable[_Doubt]:
+    """An attack that does not reach chance where it must is in doubt at every epsilon."""
+    for wide in group:
+        if not (_unlimited(wide) and wide.robust.interval[0] > 1 / wide.classes):
+            continue
+        for record in group:
+            if _white_box(record) and _family(record) == _family(wide):
+                reason = wide.flags.get("masked-gradients", _gradients(wide))
+                yield _Doubt(record.key, "masked-gradients", reason)
+
+
+# --- what an attack is, read from its record ------------------------------------------------------
+
+
+def _parameters(record: Record) -> Mapping[str, Any]:
+    attack: Mapping[str, Any] = record.resolved.get("attack", {})
+    parameters: Mapping[str, Any] = attack.get("parameters", {})
+    return parameters
+
+
+def _white_box(record: Record) -> bool:
+    return record.access == "gradients" and not record.transferred and record.bounded
+
+
+def iterations(record: Record) -> int:
+    """Gradient steps: the parameter `steps`, else what was counted for each draw."""
+    steps = _parameters(record).get("steps")
+    if isinstance(steps, int):
+        return steps
+    return round(record.passes.get("backwards", 0.0) / max(1, _number(record, "eot")))
+
+
+def _number(record: Record, name: str) -> int:
+    value = _parameters(record).get(name, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _passes(record: Record) -> int:
+    """Forward-backward passes that the attack may spend on an image."""
+    return iterations(record) * _number(record, "eot") * _number(record, "restarts")
+
+
+def _budget(record: Record) -> str:
+    names = [name for name in ("steps", "eot", "restarts") if name in _parameters(record)]
+    return ", ".join(f"{name}={_number(record, name)}" for name in names)
+
+
+_BUDGETS = {"steps", "eot", "restarts", "step_size", "keep", "snapshot_steps", "random_start"}
+
+
+def _family(record: Record) -> str:
+    """The same for attacks that differ only in how long they try."""
+    facts = record.resolved.get("attack", {})
+    own = {name: value for name, value in _parameters(record).items() if name not in _BUDGETS}
+    return keys.key([facts.get("name"), own])

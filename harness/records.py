@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from harness.statistics import wilson
-from harness.types import HarnessError, Spec, ThreatModel, Training
+from harness.types import Access, HarnessError, Spec, ThreatModel, Training
 
 Augment = Literal["none", "crop", "crop-flip"]
 
@@ -17,7 +17,8 @@ Augment = Literal["none", "crop", "crop-flip"]
 class TrainingPlan:
     """How a module is trained: momentum SGD with step decay, as in the paper, or Adam."""
 
-    kind: Training = "pure"
+    kind: Training | Literal["given"] = "pure"
+    """`given`: the model came with its weights and is not trained here."""
     epochs: int
     batch_size: int = 256
     optimiser: Literal["sgd", "adam"] = "sgd"
@@ -39,7 +40,7 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and self.kind != "given":
                 raise HarnessError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if not self.learning_rate > 0:
             raise HarnessError(f"learning_rate is {self.learning_rate}: it must be positive")
@@ -62,7 +63,7 @@ class Target:
     @property
     def label(self) -> str:
         """`menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
-        if self.training.kind == "pure":
+        if self.training.kind != "adversarial":
             return str(self.defense)
         madry = self.defense == Spec("vanilla")
         return "madry" if madry else f"{self.defense} adversarial"
@@ -128,6 +129,10 @@ class TracePoint:
 
     step: int
     accuracy: float
+    fell: int = 0
+    """Images that the end of the attack left right in fewer of the trace's draws than this step."""
+    rose: int = 0
+    """Images that it left right in more of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +155,19 @@ class Record:
     clean_outcomes: tuple[str, ...]
     """For each draw, packed: right on the original image."""
     robust_outcomes: tuple[str, ...]
+    clean_votes: str = ""
+    """Packed: the true label is predicted more often than any other, on the original image."""
+    robust_votes: str = ""
+    access: Access = "gradients"
+    """What the attack asked for, of the victim or of its source."""
+    adaptive: bool = False
+    bounded: bool = True
+    transferred: bool = False
+    """Whether the images were made on another model."""
+    randomised: bool = False
+    """Whether two looks at one image may differ."""
+    images: str = ""
+    """Digest of the attacked images as they are stored, in order."""
     fooled_on_the_way: float
     """Share of images that were fooled inside the ball at some query, whatever was returned."""
     fooled_outcomes: str

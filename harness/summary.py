@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from harness import audit, provenance
 from harness.generation import Shard
 from harness.records import Accuracy, Cell, Record, TracePoint, pack
-from harness.types import Attack, Dataset
+from harness.registry import defenses
+from harness.spec import build
+from harness.types import Attack, Dataset, Defense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +39,49 @@ def accuracy(predicted: Tensor, labels: Tensor, classes: int) -> Accuracy:
     if count == 0:
         return Accuracy(one_draw=0.0, mean=0.0, vote=0.0, all_draws=0.0, count=0)
     right = predicted == labels
-    votes = nn.functional.one_hot(predicted, classes).sum(dim=0)
-    own = votes.gather(1, labels[:, None])[:, 0]
-    others = votes.scatter(1, labels[:, None], -1).amax(dim=1)
     return Accuracy(
         one_draw=_share(right[0]),
         mean=_share(right),
-        vote=_share(own > others),
+        vote=_share(votes(predicted, labels, classes)),
         all_draws=_share(right.all(dim=0)),
         count=count,
+    )
+
+
+def votes(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(N,) bool: of the (K, N) predictions the true label is met more often than any other."""
+    counts = nn.functional.one_hot(predicted, classes).sum(dim=0)
+    own = counts.gather(1, labels[:, None])[:, 0]
+    others = counts.scatter(1, labels[:, None], -1).amax(dim=1)
+    return own > others
+
+
+def images_digest(shards: list[Shard]) -> str:
+    """Of the attacked images as they are stored, in the dataset's order, however they were batched."""
+    if not shards:
+        return hashlib.sha256().hexdigest()
+    order = torch.cat([shard.positions for shard in shards]).argsort()
+    images = torch.cat([shard.images for shard in shards])[order]
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _trace(shards: list[Shard], last_step: int) -> tuple[TracePoint, ...]:
+    """Accuracy by step, and how each step compares with the end, image by image."""
+    steps = sorted({step for shard in shards for step in shard.trace if step > 0})
+    if not steps:
+        return ()
+    joined = {
+        step: torch.cat([shard.trace[step] for shard in shards], dim=1) for step in [*steps, -1]
+    }
+    end = joined[-1].sum(dim=0)
+    return tuple(
+        TracePoint(
+            step=step if step > 0 else last_step,
+            accuracy=_share(right),
+            fell=int((right.sum(dim=0) > end).sum()),
+            rose=int((right.sum(dim=0) < end).sum()),
+        )
+        for step, right in joined.items()
     )
 
 
@@ -65,19 +102,11 @@ def record(
 ) -> Record:
     """All that a cell's table, audit and report will ask for."""
     labels, classes = scored.labels, len(test.classes)
+    defense: Defense = build(cell.target.defense, defenses)
     forwards = _join(shards, "forwards").double()
     backwards = _join(shards, "backwards").double()
     dead = _join(shards, "dead_gradients").double()
     fooled = _join(shards, "first_fooled") >= 0
-    steps = sorted({step for shard in shards for step in shard.trace if step > 0})
-    attack_steps = getattr(attack, "steps", 0)
-    trace = tuple(
-        TracePoint(
-            step=step if step > 0 else attack_steps,
-            accuracy=_share(torch.cat([shard.trace[step] for shard in shards], dim=1)),
-        )
-        for step in [*steps, *([-1] if steps else [])]
-    )
     wrong = (scored.adversarial != labels).any(dim=0)
     l2 = scored.l2[wrong & torch.isfinite(scored.l2)]
     linf = scored.linf[wrong & torch.isfinite(scored.linf)]
@@ -93,13 +122,25 @@ def record(
         returned=accuracy(scored.returned, labels, classes),
         clean_outcomes=tuple(pack((row == labels).tolist()) for row in scored.clean),
         robust_outcomes=tuple(pack((row == labels).tolist()) for row in scored.adversarial),
+        clean_votes=_packed_votes(scored.clean, labels, classes),
+        robust_votes=_packed_votes(scored.adversarial, labels, classes),
+        access=attack.access,
+        adaptive=attack.adaptive,
+        bounded=attack.bounded,
+        transferred=attack.source is not None,
+        randomised=defense.randomised and defense.randomness == "fresh",
+        images=images_digest(shards),
         fooled_on_the_way=_share(fooled) if len(fooled) else 0.0,
         fooled_outcomes=pack(fooled.tolist()),
-        trace=trace,
+        trace=_trace(shards, getattr(attack, "steps", 0)),
         distances={
-            "median_linf": float(linf.median()) if len(linf) else float("nan"),
-            "median_l2": float(l2.median()) if len(l2) else float("nan"),
-            "largest_linf": float(scored.linf.max()) if len(labels) else float("nan"),
+            name: value  # JSON knows neither NaN nor infinity: what is not known is left out
+            for name, value in (
+                ("median_linf", float(linf.median()) if len(linf) else math.nan),
+                ("median_l2", float(l2.median()) if len(l2) else math.nan),
+                ("largest_linf", float(scored.linf.max()) if len(labels) else math.nan),
+            )
+            if math.isfinite(value)
         },
         passes={
             "forwards": float(forwards.mean()) if len(labels) else 0.0,
@@ -111,6 +152,10 @@ def record(
     )
     changed = any(shard.changed for shard in shards)
     return dataclasses.replace(found, flags=audit.flags(found, model_changed=changed))
+
+
+def _packed_votes(predicted: Tensor, labels: Tensor, classes: int) -> str:
+    return pack(votes(predicted, labels, classes).tolist()) if len(labels) else ""
 
 
 def _join(shards: list[Shard], name: str) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from harness import audit
+from harness import audit, together
 from harness.progress import duration
 from harness.records import Failure, Record, Timing
 from harness.store import Store
+from harness.verdict import Audit
 
 UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"
@@ -40,10 +41,15 @@ def load(store: Store) -> Loaded:
         DamageError: one of them is damaged.
     """
     records = [store.read_json("records", name, Record) for name in store.names("records")]
+    audits = [store.read_json("audits", name, Audit) for name in store.names("audits")]
+    doubted = together.flagged(
+        [record for record in records if record is not None],
+        [found for found in audits if found is not None],
+    )
     failures = [store.read_json("failures", name, Failure) for name in store.names("failures")]
     timings = [store.read_json("timings", name, Timing) for name in store.names("timings")]
     return Loaded(
-        [record for record in records if record is not None],
+        [record for record in doubted if isinstance(record, Record)],
         [failure for failure in failures if failure is not None],
         {timing.key: timing for timing in timings if timing is not None},
     )
@@ -55,6 +61,8 @@ def grid(loaded: Loaded) -> tuple[list[str], list[list[str]], list[str]]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
     columns: list[str] = []
+    worst = together.worst_column(loaded.records)
+    worst_columns: dict[str, dict[tuple[str, ...], str]] = {}
     for record in sorted(loaded.records, key=_order):
         row = _row(record)
         column = _column(record)
@@ -65,11 +73,18 @@ def grid(loaded: Loaded) -> tuple[list[str], list[list[str]], list[str]]:
         mark = "".join(marks[flag] for flag in record.flags)
         rows.setdefault(row, {})[column] = with_interval(record) + mark
         clean[row] = percent(record.clean.mean)
+        if record.key in worst:
+            name = f"worst case at {record.cell.threat.norm} {record.cell.threat.epsilon:.4g}"
+            worst_columns.setdefault(name, {})[row] = worst[record.key]
     for failure in loaded.failures:
         row, column = _row(failure), _column(failure)
         if column not in columns:
             columns.append(column)
         rows.setdefault(row, {}).setdefault(column, f"{failure.kind}: {failure.reason}")
+    for name, cells in worst_columns.items():
+        columns.append(name)
+        for row, text in cells.items():
+            rows[row][name] = text
     header = ["dataset", "defense", "model", "epochs", "seed", "n", "clean", *columns]
     body = [
         [*row, clean.get(row, UNKNOWN), *(cells.get(column, UNKNOWN) for column in columns)]
@@ -112,6 +127,8 @@ def markdown(loaded: Loaded) -> str:
     cells = [[escape_markdown(cell) for cell in row] for row in body]
     table = tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
     caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
+    if any(column.startswith("worst case at") for column in header):
+        caption += " Worst case: each image under the worst of its row's attacks."
     return "\n".join([table, "", caption, *(f"  {note}" for note in notes)]) + "\n"
 
 
@@ -163,7 +180,7 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
 
 def guarded(text: str) -> str:
     """A CSV cell that no spreadsheet reads as a formula."""
-    return "'" + text if text[:1] in "=+-@\t\r" else text
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def escape_markdown(text: str) -> str:

@@ -32,7 +32,8 @@ class Evidence:
     forwards: Tensor
     backwards: Tensor
     dead_gradients: Tensor
-    """Backwards that gave a gradient of exact zeros, or one that was not finite."""
+    """Backwards that gave a gradient that is the same in every pixel (zero, as a rule) where the image
+    was classified rightly, or one that was not finite."""
     first_fooled: Tensor
     """The number of the first forward inside ball and box with a wrong prediction; -1 where none."""
 
@@ -108,7 +109,7 @@ class View:
                 objective = loss(scores)
                 slope = self._differentiate(objective, pixels)
             right = self._watch(at, images, scores.detach())
-            slope = self._watch_gradient(at, slope)
+            slope = self._watch_gradient(at, slope, right)
             seen = [slope, objective.detach(), scores.detach(), right]
             sums = seen if not sums else [a + b for a, b in zip(sums, seen, strict=True)]
         return Gradient(*(sums if samples == 1 else [total / samples for total in sums]))
@@ -154,23 +155,29 @@ class View:
         images = images.detach()
         right = scores.argmax(dim=1) == self._batch.labels[at]
         distance = norms(images - self._batch.images[at], self._threat.norm)
-        inside = distance <= self._threat.epsilon + TOLERANCE
+        boxed = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1)
+        inside = boxed & (distance <= self._threat.epsilon + TOLERANCE)
         fooled = inside & ~right
+        # Only fooled rows are written: a library may ask about one sample in several rows.
         first = self.evidence.first_fooled
-        new = torch.where(fooled & (first[at] < 0), self.evidence.forwards[at], first[at])
-        first[at] = new
+        new = at[fooled & (first[at] < 0)]
+        first[new] = self.evidence.forwards[new]
         if self.candidates is not None:
-            keep = fooled.reshape(-1, 1, 1, 1)
-            self.candidates[at] = torch.where(keep, images, self.candidates[at])
+            self.candidates[at[fooled]] = images[fooled]
         return right.to(scores.dtype)
 
-    def _watch_gradient(self, at: Tensor, slope: Tensor) -> Tensor:
-        """Count dead gradients; put zero where one is not finite, so that the attack can go on."""
-        size = slope.flatten(1).abs().sum(dim=1)
-        dead = (size == 0) | ~torch.isfinite(size)
+    def _watch_gradient(self, at: Tensor, slope: Tensor, right: Tensor) -> Tensor:
+        """Count dead gradients; put zero where one is not finite, so that the attack can go on.
+
+        A loss may be flat by design where the image is fooled, so a zero counts only where it is not.
+        """
+        flat = slope.flatten(1)
+        finite = torch.isfinite(flat).all(dim=1)
+        constant = flat.amax(dim=1) == (flat.amin(dim=1) if flat.shape[1] > 1 else 0.0)
+        dead = ~finite | (constant & (right > 0))
         self.evidence.backwards.index_add_(0, at, torch.ones_like(at))
         self.evidence.dead_gradients.index_add_(0, at, dead.to(at.dtype))
-        return torch.where(torch.isfinite(size).reshape(-1, 1, 1, 1), slope, 0.0)
+        return torch.where(finite.reshape(-1, 1, 1, 1), slope, 0.0)
 
     @staticmethod
     def _differentiate(objective: Tensor, pixels: Tensor) -> Tensor:
@@ -205,12 +212,18 @@ class _Module(nn.Module):
         view._need("gradients")
         at = view._positions(draws)
         view._spend(at, images)
-        logits = view._defended.logits(images, draws, backward="declared")
-        view._watch(at, images, logits.detach())
-        if logits.requires_grad:
-            images.register_hook(  # type: ignore[no-untyped-call]
-                lambda slope: view._watch_gradient(at, slope)
-            )
+        # The hook hangs on an alias: a library that hands in one leaf at every step would gather hooks
+        # on it, each counting every backward.
+        pixels = images.view_as(images)
+        right: Tensor  # known by the time that the hook runs
+        pixels.register_hook(  # type: ignore[no-untyped-call]
+            lambda slope: view._watch_gradient(at, slope, right)
+        )
+        logits = view._defended.logits(pixels, draws, backward="declared")
+        right = view._watch(at, images, logits.detach())
+        if not logits.requires_grad:
+            # A transformation that cuts the graph has dead gradients; autograd would raise.
+            logits = logits + 0.0 * pixels.flatten(1).sum(dim=1, keepdim=True)
         return logits
 
     def _ids(self, images: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""Transfer: images made on another model (Papernot et al. 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from harness.random import Draws
+from harness.registry import attacks
+from harness.spec import parse
+from harness.types import Attack, Batch, Perturbed, Source, Spec, ThreatModel, Training, Victim
+
+
+@attacks.register("transfer")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """Another attack, run on a source model: by default an independent copy of the victim.
+
+    `transfer(pgd)` is the paper's black-box setting: the same defense, trained with another seed
+    (section 3.1). `defense=vanilla` makes the images on an undefended model instead.
+    """
+
+    inner: Attack
+    defense: str | None = None
+    """The source's defense by name. None: the victim's."""
+    training: Training | None = None
+    """The source's training. None: the victim's."""
+    seed_offset: int = 1
+    """Added to the victim's seed; 0 is the victim's own training."""
+
+    def __post_init__(self) -> None:
+        # What is declared in the class elsewhere is here the inner attack's.
+        for name in ("access", "norms", "bounded", "adaptive"):
+            object.__setattr__(self, name, getattr(self.inner, name))
+
+    @property
+    def source(self) -> Source:
+        """Where the images are made."""
+        defense: Spec | None = None if self.defense is None else parse(self.defense)
+        return Source(defense=defense, training=self.training, seed_offset=self.seed_offset)
+
+    @property
+    def passes(self) -> int | None:
+        """Those of the inner attack."""
+        return self.inner.passes
+
+    @property
+    def steps(self) -> Any:
+        """The inner attack's steps, by which its trace is numbered; 0 where it has none."""
+        return getattr(self.inner, "steps", 0)
+
+    def check(self, victim: Victim, threat: ThreatModel) -> None:
+        """Raises HarnessError where the inner attack cannot serve."""
+        self.inner.check(victim, threat)
+
+    def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
+        """What the inner attack returns; `victim` is the source."""
+        return self.inner.perturb(victim, batch, threat, draws)

@@ -1,0 +1,133 @@
+"""`harness audit`, `harness verify` and `harness convergence`: words to work, findings to print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import audit as flags
+from harness import battery, convergence, defaults, engine, registry, store, together, verify
+from harness.records import Cell, Target
+from harness.runner import Runner
+from harness.spec import parse
+from harness.store import Store
+from harness.types import HarnessError, ThreatModel
+
+
+def _target_and_ball(words: Mapping[str, Any]) -> tuple[Target, ThreatModel]:
+    dataset = words["dataset"]
+    epsilon = words["epsilon"] if words["epsilon"] is not None else defaults.epsilon(dataset)
+    overrides = {"epochs": words["epochs"], **dict(words["training_options"])}
+    if words["epsilon"] is not None:
+        overrides.setdefault("epsilon", epsilon)
+    target = engine.target_of(
+        words["defense"],
+        dataset=dataset,
+        model=parse(words["model"] or defaults.of(dataset)["model"]),
+        training=words["training"],
+        seed=words["seed"],
+        plan_overrides=overrides,
+        defense_options=dict(words["defense_options"]),
+    )
+    return target, ThreatModel(epsilon=epsilon, norm=words["norm"])
+
+
+def _store(words: Mapping[str, Any]) -> Store:
+    opened = Store(words["results"], words["cache"])
+    opened.prepare()
+    return opened
+
+
+def audit(**words: Any) -> int:
+    """`harness audit`. Returns the exit status."""
+    target, threat = _target_and_ball(words)
+    budget = battery.seconds(words["budget"])
+
+    def work(runner: Runner) -> int:
+        found, page = battery.Battery(
+            target=target,
+            threat=threat,
+            workshop=runner.workshop,
+            budget=budget,
+            draws=words["draws"],
+            limit=words["limit"],
+            scale=words["budget_scale"],
+        ).run()
+        click.echo(page)
+        click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
+        raised = {flag for each in found.flags.values() for flag in each}
+        return flags.strict_status(raised) if words["strict"] else 0
+
+    return engine.session(_store(words), {"batch_size": 50, **words}, work)
+
+
+def check(**words: Any) -> int:
+    """`harness verify`. Returns the exit status: 1 where something is contradicted or not there."""
+    results: Path = words["results"]
+    if not (results / "records").is_dir():
+        raise HarnessError(f"no records in {results}: `harness run` makes some")
+    opened = Store(results, words["cache"])
+
+    def work(runner: Runner) -> int:
+        workshop = runner.workshop
+        findings = verify.verify(workshop, words["keys"], workshop.reporter, draws=words["draws"])
+        for finding in findings:
+            line = f"{finding.status} {finding.key} {finding.title}"
+            click.echo(f"{line}: {finding.summary}" if finding.summary else line)
+            for reason in finding.reasons:
+                click.echo(f"  {reason}")
+        counts = [
+            f"{sum(f.status == status for f in findings)} {status}"
+            for status in ("verified", "contradicted", "unverifiable")
+        ]
+        click.echo(", ".join(counts))
+        return 0 if all(finding.status == "verified" for finding in findings) else 1
+
+    return engine.session(opened, {"batch_size": 128, **words}, work)
+
+
+def curves(**words: Any) -> int:
+    """`harness convergence`. Returns the exit status."""
+    target, threat = _target_and_ball(words)
+    axes = {axis: _numbers(words[axis + "_values"]) for axis in convergence.AXES}
+    axes = {axis: values for axis, values in axes.items() if values}
+    if not axes and not words["equal_budget"]:
+        raise HarnessError("no axis: name --steps, --eot, --restarts, --epsilons or --equal-budget")
+    spec = engine.attack_of(
+        words["attack"],
+        {},
+        dict(words["attack_options"]),
+        step=defaults.step_size(words["dataset"]),
+        epsilon=threat.epsilon,
+    )
+    registry.attacks.get(spec.name)
+    base = Cell(
+        target=target, attack=spec, threat=threat, draws=words["draws"], limit=words["limit"]
+    )
+    wanted = convergence.points(base, axes, equal_budget=words["equal_budget"])
+
+    def work(runner: Runner) -> int:
+        results = together.flagged(runner.run([point.cell for point in wanted]))
+        found = list(zip(wanted, results, strict=True))
+        folder: Path = words["output"]
+        store.make_folder(folder)
+        text = convergence.csv(found)
+        store.write_atomic(folder / "convergence.csv", text.encode())
+        title = f"{base.attack} on {target.label}, {target.dataset}"
+        store.write_atomic(folder / "convergence.svg", convergence.svg(found, title))
+        click.echo(text, nl=False)
+        click.echo(f"{folder / 'convergence.csv'} and {folder / 'convergence.svg'}")
+        raised = together.all_flags(results)
+        return flags.strict_status(raised) if words["strict"] else 0
+
+    return engine.session(_store(words), {"batch_size": 128, **words}, work)
+
+
+def _numbers(text: str | None) -> list[float]:
+    """`10,20,40` or `2/255,8/255`."""
+    from harness.types import number
+
+    return [number(part) for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,166 @@
+"""`harness convergence`: robust accuracy against steps, draws a step, restarts and epsilon."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.records import Cell, Failure, Record
+from harness.types import HarnessError, Spec
+
+AXES = ("steps", "eot", "restarts", "epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One cell of a curve."""
+
+    axis: str
+    """What is varied: one of `AXES`, or `equal-budget`: steps against draws at one number of passes."""
+    value: float
+    cell: Cell
+
+
+def points(base: Cell, axes: Mapping[str, Sequence[float]], *, equal_budget: bool) -> list[Point]:
+    """The cells of all curves: each axis is varied by itself around `base`.
+
+    Raises:
+        HarnessError: an axis that the attack does not have, or a value that is none.
+    """
+    found = []
+    for axis, values in axes.items():
+        for value in sorted(set(values)):
+            if value <= 0 or (axis != "epsilon" and value != int(value)):
+                raise HarnessError(
+                    f"{axis} {value:g}: it must be positive, and a count but for epsilon"
+                )
+            found.append(Point(axis, value, _moved(base, axis, value)))
+    if equal_budget:
+        steps, eot = _number(base, "steps", 40), _number(base, "eot", 1)
+        passes = steps * eot
+        draws = 1
+        while draws <= passes // 5:  # five steps at least
+            cell = _moved(_moved(base, "eot", draws), "steps", passes // draws)
+            found.append(Point("equal-budget", draws, cell))
+            draws *= 4
+    return found
+
+
+def _number(base: Cell, name: str, default: int) -> int:
+    return int(base.attack.parameters.get(name, default))
+
+
+def _moved(base: Cell, axis: str, value: float) -> Cell:
+    if axis == "epsilon":
+        threat = dataclasses.replace(base.threat, epsilon=value)
+        return dataclasses.replace(base, threat=threat)
+    attack = base.attack
+    parameters = {**attack.parameters, axis: str(int(value))}
+    if axis == "steps":
+        # The steps go as far together, however many there are.
+        size, steps = attack.parameters.get("step_size"), attack.parameters.get("steps")
+        if size is not None and steps is not None:
+            parameters["step_size"] = f"{float(size) * int(steps) / value:.6g}"
+    return dataclasses.replace(base, attack=Spec(attack.name, parameters, attack.inner))
+
+
+def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
+    """One line a point: accuracy, its interval, and what it took."""
+    import pandas
+
+    rows = []
+    for point, result in found:
+        row: dict[str, object] = {"axis": point.axis, "value": point.value}
+        row |= {"attack": str(point.cell.attack), "epsilon": point.cell.threat.epsilon}
+        if isinstance(result, Record):
+            low, high = result.robust.interval
+            row |= {
+                "robust": result.robust.mean,
+                "robust_low": low,
+                "robust_high": high,
+                "robust_vote": result.robust.vote,
+                "robust_one_draw": result.robust.one_draw,
+                "clean": result.clean.mean,
+                "count": result.count,
+                "backwards": result.passes.get("backwards"),
+                "flags": " ".join(result.flags),
+                "key": result.key,
+            }
+        else:
+            row |= {"failure": result.reason}
+        rows.append(row)
+    text: str = pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def svg(found: Sequence[tuple[Point, Record | Failure]], title: str) -> bytes:
+    """A panel for each axis: mean over draws with its interval, the vote, and the control."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes = list(dict.fromkeys(point.axis for point, _ in found))
+    settings: Any = {"svg.hashsalt": "harness", "svg.fonttype": "none", "font.size": 9}
+    with pyplot.rc_context(settings):
+        figure, panels = pyplot.subplots(
+            1, len(axes), figsize=(3.4 * len(axes), 3.2), sharey=True, squeeze=False
+        )
+        for panel, axis in zip(panels[0], axes, strict=True):
+            rows = [
+                (point.value, result)
+                for point, result in found
+                if point.axis == axis and isinstance(result, Record)
+            ]
+            _panel(panel, axis, rows)
+        panels[0][0].set_ylabel("accuracy")
+        panels[0][0].legend(frameon=False)
+        figure.suptitle(title, fontsize=10)
+        figure.tight_layout()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+    return buffer.getvalue()
+
+
+_LABELS = {
+    "steps": "gradient steps",
+    "eot": "draws a step",
+    "restarts": "restarts",
+    "epsilon": "epsilon, in pixel values",
+    "equal-budget": "draws a step, at equal passes",
+}
+
+
+def _panel(panel: object, axis: str, rows: Sequence[tuple[float, Record]]) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(panel, Axes)
+    values = [value for value, _ in rows]
+    means = [record.robust.mean for _, record in rows]
+    bounds = [record.robust.interval for _, record in rows]
+    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
+    above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
+    panel.errorbar(
+        values,
+        means,
+        yerr=[below, above],
+        fmt="o-",
+        capsize=2,
+        color="#1b4f8f",
+        label="mean of draws",
+    )
+    if any(record.randomised for _, record in rows):
+        votes = [record.robust.vote for _, record in rows]
+        panel.plot(values, votes, "s--", color="#b35806", markersize=4, label="vote")
+    panel.plot(
+        values, [record.clean.mean for _, record in rows], ":", color="#777777", label="no attack"
+    )
+    if axis != "epsilon" and values:
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.set_xlabel(_LABELS[axis])
+    panel.set_ylim(-0.02, 1.02)
+    panel.grid(alpha=0.25)

@@ -1,0 +1,70 @@
+"""Two cells on the same images, compared image by image. Plain Python: needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from harness.records import Record, unpack
+from harness.statistics import mcnemar
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How much higher the first record's robust accuracy is than the second's."""
+
+    difference: float
+    """Mean robust accuracy of the first minus that of the second, in [-1, 1]."""
+    more: int
+    """Images that are right in a greater share of the scoring draws in the first record."""
+    fewer: int
+    """Images that are right in a smaller share."""
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the sign test on `more` against `fewer`: with one draw each, McNemar's test.
+
+        If neither attack is the stronger, an image on which they differ is as likely to be in `more`
+        as in `fewer`; images, not draws, are the independent units.
+        """
+        return mcnemar(self.more, self.fewer)
+
+
+@functools.lru_cache(maxsize=4096)
+def right_counts(outcomes: tuple[str, ...], count: int) -> tuple[int, ...]:
+    """(n,) in how many draws each image was right, from packed outcomes, one text a draw."""
+    rows = [unpack(row, count) for row in outcomes]
+    return tuple(sum(column) for column in zip(*rows, strict=True))
+
+
+def shares(record: Record) -> list[float]:
+    """(n,) the share of the scoring draws in which each attacked image is right."""
+    draws = len(record.robust_outcomes)
+    return [right / draws for right in right_counts(record.robust_outcomes, record.count)]
+
+
+def comparable(first: Record, second: Record) -> bool:
+    """Whether both were scored on the same images, in the same order."""
+    return first.ids == second.ids and first.count == second.count > 0
+
+
+def compare(first: Record, second: Record) -> Comparison:
+    """`first` against `second`.
+
+    Raises:
+        ValueError: they are of different images.
+    """
+    if not comparable(first, second):
+        raise ValueError(f"records {first.key} and {second.key} are of different images")
+    pairs = list(zip(shares(first), shares(second), strict=True))
+    return Comparison(
+        difference=sum(a - b for a, b in pairs) / len(pairs),
+        more=sum(a > b for a, b in pairs),
+        fewer=sum(a < b for a, b in pairs),
+    )
+
+
+def tally(first: list[int], second: list[int]) -> tuple[int, int]:
+    """How many images have a greater number in `first`, and how many a smaller one."""
+    pairs = list(zip(first, second, strict=True))
+    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

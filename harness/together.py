@@ -1,0 +1,134 @@
+"""What several records say together: flags, the worst case, and the spread. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness import audit, keys, suite
+from harness.records import Failure, Record, unpack
+from harness.verdict import Audit
+
+
+def flagged(
+    results: Sequence[Record | Failure], audits: Iterable[Audit] = ()
+) -> list[Record | Failure]:
+    """The results with the flags that other records and audits raise added to each record's own."""
+    found = audit.across([result for result in results if isinstance(result, Record)])
+    for each in audits:
+        for key, flags in each.flags.items():
+            for flag, reason in flags.items():
+                if key in found:
+                    found[key].setdefault(flag, reason)
+    return [
+        dataclasses.replace(result, flags=dict(sorted(found[result.key].items())))
+        if isinstance(result, Record)
+        else result
+        for result in results
+    ]
+
+
+def all_flags(results: Iterable[Record | Failure]) -> set[str]:
+    """Every flag that some record has."""
+    return {flag for result in results if isinstance(result, Record) for flag in result.flags}
+
+
+def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
+    """A line for each target and ball that met several attacks."""
+    records = [result for result in results if isinstance(result, Record)]
+    lines = []
+    for (_, threat), group in suite.groups(list({r.key: r for r in records}.values())).items():
+        if len(group) < 2 or not group[0].count or len({len(r.robust_outcomes) for r in group}) > 1:
+            continue
+        worst = suite.worst_case(group)
+        low, high = worst.interval
+        alone = [f"{name} on {count}" for name, count in worst.alone.items() if count]
+        lines.append(
+            f"worst case on {group[0].cell.target.label} at {threat.norm} {threat.epsilon:.4g}: each image "
+            f"under the worst of {len(group)} attacks: {worst.mean:.1%} [{low:.1%}, {high:.1%}] mean "
+            f"over draws, {worst.vote:.1%} by vote"
+            + (f"; alone to break an image's vote: {', '.join(alone)}" if alone else "")
+        )
+    return lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One cell under several seeds."""
+
+    values: tuple[float, ...]
+    """Mean robust accuracy of each trained model."""
+    between_models: float
+    """Standard deviation of `values`, with n - 1."""
+    between_draws: float
+    """Standard deviation of the accuracy under one scoring draw, root mean square over the models."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def spread(records: Sequence[Record]) -> Spread:
+    """Of records that differ in the seed alone.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if len(records) < 2:
+        raise ValueError("a spread needs two seeds or more")
+    draws = []
+    for record in records:
+        accuracies = [
+            sum(unpack(row, record.count)) / max(1, record.count) for row in record.robust_outcomes
+        ]
+        draws.append(_deviation(accuracies) ** 2)
+    values = tuple(record.robust.mean for record in records)
+    return Spread(
+        values=values,
+        between_models=_deviation(values),
+        between_draws=math.sqrt(sum(draws) / len(draws)),
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
+    """A line for each cell that was run with several seeds."""
+    groups: dict[str, dict[int, Record]] = {}
+    for result in results:
+        if isinstance(result, Record):
+            target = dataclasses.replace(result.cell.target, seed=0)
+            place = keys.key(dataclasses.replace(result.cell, target=target))
+            groups.setdefault(place, {})[result.cell.target.seed] = result
+    lines = []
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        found = spread(list(group.values()))
+        first = next(iter(group.values()))
+        each = ", ".join(f"{100 * value:.1f}" for value in found.values)
+        lines.append(
+            f"seeds {', '.join(map(str, group))}: {first.cell.attack} on {first.cell.target.label}: {each}: "
+            f"mean {found.mean:.1%}, standard deviation between trained models "
+            f"{100 * found.between_models:.1f} points, between scoring draws "
+            f"{100 * found.between_draws:.1f}"
+        )
+    return lines
+
+
+def worst_column(records: Sequence[Record]) -> Mapping[str, str]:
+    """By key: for each record of a group of several attacks, `12.3 [10.1, 14.9]`, its worst case."""
+    found = {}
+    for group in suite.groups(records).values():
+        if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:
+            worst = suite.worst_case(group)
+            low, high = worst.interval
+            text = f"{100 * worst.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            found.update({record.key: text for record in group})
+    return found

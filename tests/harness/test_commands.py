@@ -1,0 +1,189 @@
+"""`run --attack adaptive`, `audit`, `convergence` and `--strict`, as a user calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from harness import battery, convergence
+from harness.cli import main
+from harness.records import Cell, Record, Target, TrainingPlan
+from harness.registry import load_file
+from harness.store import Store
+from harness.train import Interrupted, Stop
+from harness.types import HarnessError, Spec, ThreatModel
+from harness.verdict import Audit
+
+zoo = load_file(Path(__file__).with_name("zoo.py"))
+QUICK = ["--epochs", "1", "-T", "limit=300", "--quiet", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def harness(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def test_adaptive_runs_its_cells_and_prints_the_worst_case(tmp_path: Path) -> None:
+    words = ["run", "--defense", zoo.named("Noisy"), "--attack", "adaptive", "--attack", "noise"]
+    words += ["--budget-scale", "0.01", "--steps", "3", "--eot", "2", "--limit", "20"]
+    words += ["--seed", "0", "--seed", "1", "--draws", "4", "--results", str(tmp_path), *QUICK]
+    result = harness(*words)
+    assert result.exit_code == 0, result.output
+    assert "each image under the worst of 5 attacks" in result.output
+    assert "scaled-down: adaptive suite, recipe: 2 of 40 eot, 3 of 200 steps" in result.output
+    assert "standard deviation between trained models" in result.output
+    assert len(Store(tmp_path).names("records")) == 10
+    table = harness("table", "--results", str(tmp_path))
+    assert "worst case at linf 0.3" in table.output
+
+
+def test_strict_is_status_3_and_scaled_down_alone_is_not(tmp_path: Path) -> None:
+    words = ["run", "--limit", "60", "--results", str(tmp_path), "--strict", *QUICK]
+    assert harness(*words, "--attack", "fgsm").exit_code == 0
+    overreaching = harness(*words, "--attack", zoo.named("Overreaches"))
+    assert overreaching.exit_code == 3
+    assert "invalid-examples" in overreaching.output
+    assert harness("table", "--results", str(tmp_path), "--strict").exit_code == 3
+    assert harness("table", "--results", str(tmp_path)).exit_code == 0
+
+
+def test_audit_prints_a_verdict_and_goes_on(tmp_path: Path) -> None:
+    words = ["audit", "--defense", zoo.named("Rounded"), "--limit", "60", "--budget", "60s"]
+    words += ["--budget-scale", "0.01", "--results", str(tmp_path), "--epochs", "4", "--quiet"]
+    result = harness(*words)
+    assert result.exit_code == 0, result.output
+    for part in ("Verdict:", "What was tried", "What fell", "What remains untested"):
+        assert part in result.output
+    assert "masked-gradients" in result.output
+    (name,) = Store(tmp_path).names("audits")
+    found = Store(tmp_path).read_json("audits", name, Audit)
+    assert found is not None
+    assert found.count == 60
+    assert {tried.name for tried in found.tried} >= {"noise", "plain", "recipe", "transfer"}
+    # What another record and a probe found stands in the table too.
+    assert "masked-gradients" in harness("table", "--results", str(tmp_path)).output
+    again = harness(*words, "--strict")
+    assert again.exit_code == 3
+
+
+def test_a_budget_that_is_spent_leaves_things_untested(tmp_path: Path) -> None:
+    words = ["audit", "--defense", "vanilla", "--budget", "0.2s", "--results", str(tmp_path)]
+    result = harness(*words, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "Verdict: untested" in result.output
+    assert "harness" not in result.stderr.lower() or "stopped" not in result.stderr
+
+
+def test_budgets_are_read() -> None:
+    assert battery.seconds("90") == battery.seconds("90s") == battery.seconds("1.5m") == 90
+    assert battery.seconds("2h") == 7200
+    for wrong in ("", "soon", "-3m", "0", "10d"):
+        with pytest.raises(HarnessError, match="budget"):
+            battery.seconds(wrong)
+
+
+def test_a_deadline_is_a_stop() -> None:
+    now = 0.0
+    inner = Stop()
+    deadline = battery.Deadline(inner, 5.0, lambda: now)
+    deadline.check()
+    now = 6.0
+    assert deadline.asked
+    with pytest.raises(battery.BudgetSpent):
+        deadline.check()
+    inner.asked = True  # a signal comes first: it is no matter of the budget
+    with pytest.raises(Interrupted) as caught:
+        deadline.check()
+    assert not isinstance(caught.value, battery.BudgetSpent)
+
+
+def test_undeclared_randomness_is_found(tmp_path: Path) -> None:
+    workshop = zoo.Ready(
+        store=Store(tmp_path), device=torch.device("cpu"), reporter=zoo.Silent(), stop=Stop()
+    )
+    target = Target(
+        dataset="digits",
+        model=Spec(zoo.named("Undecided")),
+        defense=Spec("vanilla"),
+        training=TrainingPlan(epochs=1),
+    )
+    made = battery.Battery(
+        target=target,
+        threat=ThreatModel(epsilon=0.1),
+        workshop=workshop,
+        budget=30,
+        limit=20,
+        scale=0.01,
+    )
+    found, page = made.run()
+    assert "20 of 20 images give other logits" in page
+    assert any(
+        "not declared" in flags.get("masked-gradients", "") for flags in found.flags.values()
+    )
+
+
+def test_convergence_writes_numbers_and_a_picture(tmp_path: Path) -> None:
+    words = ["convergence", "--defense", zoo.named("Noisy"), "--attack", "pgd(steps=10,eot=1)"]
+    words += ["--steps", "2,4", "--eot", "1,2", "--epsilons", "0.05,0.1", "--equal-budget"]
+    words += ["--limit", "20", "--draws", "3", "--results", str(tmp_path / "runs")]
+    result = harness(*words, "--output", str(tmp_path / "out"), *QUICK)
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "out" / "convergence.csv").read_text().splitlines()
+    axes = [line.split(",")[0] for line in lines[1:]]
+    assert axes == ["steps"] * 2 + ["eot"] * 2 + ["epsilon"] * 2 + ["equal-budget"]
+    picture = (tmp_path / "out" / "convergence.svg").read_text()
+    assert picture.lstrip().startswith("<?xml")
+    assert "gradient steps" in picture
+
+
+def test_steps_go_as_far_however_many_there_are() -> None:
+    target = Target(
+        dataset="digits",
+        model=Spec("small-cnn"),
+        defense=Spec("vanilla"),
+        training=TrainingPlan(epochs=1),
+    )
+    attack = Spec("bpda", {"steps": "200", "step_size": "0.0075", "eot": "40"})
+    base = Cell(target=target, attack=attack, threat=ThreatModel(epsilon=0.3))
+    found = convergence.points(base, {"steps": [50, 100]}, equal_budget=True)
+    sizes = {p.value: float(p.cell.attack.parameters["step_size"]) for p in found[:2]}
+    assert sizes == {50: pytest.approx(0.03), 100: pytest.approx(0.015)}
+    for point in found[2:]:
+        parameters = point.cell.attack.parameters
+        assert int(parameters["steps"]) * int(parameters["eot"]) == pytest.approx(8000, rel=0.15)
+    with pytest.raises(HarnessError, match="positive"):
+        convergence.points(base, {"eot": [0]}, equal_budget=False)
+
+
+@pytest.mark.parametrize("kind", ["fresh", "per-input", "fixed"])
+def test_randomness_is_held_as_asked(kind: str, tmp_path: Path) -> None:
+    defense = zoo.named("Noisy") + f"(sigma=0.9,randomness={kind})"
+    (found,) = zoo.measured(tmp_path, defense, ["noise"], epsilon=0.05, limit=60, draws=4)
+    assert isinstance(found, Record)
+    assert found.randomised is (kind == "fresh")
+    differ = len(set(found.clean_outcomes)) > 1
+    assert differ is (kind == "fresh")
+
+
+def test_fixed_is_one_draw_for_all_images(tmp_path: Path) -> None:
+    from harness.defended import Defended
+    from harness.random import Draws, Role
+
+    images = torch.full((3, 1, 28, 28), 0.5)
+    images[2] += 0.1
+    draws = Draws(0, torch.tensor([4, 5, 6]), Role.SCORE)
+    seen = {}
+    for kind in ("fresh", "per-input", "fixed"):
+        defended = Defended(torch.nn.Identity(), zoo.Noisy(randomness=kind), 10)
+        seen[kind] = defended.transform(images, draws) - images
+    assert not torch.allclose(seen["fresh"][0], seen["fresh"][1], atol=1e-5)
+    assert torch.allclose(seen["per-input"][0], seen["per-input"][1], atol=1e-5)
+    assert not torch.allclose(seen["per-input"][0], seen["per-input"][2], atol=1e-5)
+    assert torch.allclose(seen["fixed"][0], seen["fixed"][2], atol=1e-5)
