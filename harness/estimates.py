@@ -1,4 +1,9 @@
-"""Fixed training versions of every image, made once: n x N images on disk as bytes, resumable."""
+"""Fixed training versions of every image, made once: n x N images on disk as bytes, resumable.
+
+The file grows from its start. It is written at stated places, not through a memory map: a full disk
+is then an error that can be told, not a signal that kills, and two runs that write the same file
+write the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +27,8 @@ from harness.train import Stop
 from harness.types import Dataset
 
 _CHUNK = 500
+SAVE_EVERY = 5.0
+"""Seconds between two notes of how far the file is whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,16 @@ class Estimates:
         return torch.from_numpy(picked).to(ids.device).float() / 255.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Position:
+    """How far the growing file is whole: so many chunks of one shape, and their digest."""
+
+    chunks: int
+    sha256: str
+    shape: tuple[int, ...]
+    seconds: float
+
+
 def obtain(
     path: Path,
     defended: Defended,
@@ -48,51 +67,140 @@ def obtain(
     device: torch.device,
     reporter: Reporter,
     stop: Stop,
+    mend: Callable[[store.DamagedFile], object],
 ) -> Estimates:
     """The stored versions, made where they are missing, from where an earlier run stopped.
 
-    Eight bits a value: half a step of 1/255 is far below what estimation changes.
+    Eight bits a value: half a step of 1/255 is far below what estimation changes. A damaged file is
+    handed to `mend`, which sets it aside, and made anew.
 
     Raises:
-        DamageError: the file is not what was written.
+        Interrupted: what is made is kept. StoreError: the file cannot be read or written.
     """
     count = defended.defense.estimates
     shape = (count, len(dataset), *dataset.shape)
-    index = path.with_suffix(".json")
-    if path.exists() and index.exists():
-        expected = json.loads(index.read_text())
-        if _digest(path) == expected["sha256"] and tuple(expected["shape"]) == shape:
-            return Estimates(np.memmap(path, np.uint8, "r", shape=shape), dataset.ids)
-        raise store.damaged(path, "its checksum does not match")
+    try:
+        if not _is_whole(path, shape, mend):
+            _make(path, shape, defended, dataset, seed, device, reporter, stop, mend)
+        return Estimates(np.memmap(path, np.uint8, "r", shape=shape), dataset.ids)
+    except OSError as error:
+        raise store.unwritable(path, error) from error
 
+
+def _is_whole(
+    path: Path, shape: tuple[int, ...], mend: Callable[[store.DamagedFile], object]
+) -> bool:
+    """Whether the finished file is there; a damaged one is set aside."""
+    if not path.exists():
+        return False
+    try:
+        expected = json.loads(path.with_suffix(".json").read_bytes())
+        if tuple(expected["shape"]) != shape:
+            raise ValueError(f"its shape is {expected['shape']}, not {list(shape)}")
+        if _digest(path) != expected["sha256"]:
+            raise ValueError("its checksum does not match")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        mend(store.damaged(path, error))
+        return False
+    return True
+
+
+def _make(
+    path: Path,
+    shape: tuple[int, ...],
+    defended: Defended,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Stop,
+    mend: Callable[[store.DamagedFile], object],
+) -> None:
     partial, marker = path.with_suffix(".partial"), path.with_suffix(".position")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = int(marker.read_text()) if marker.exists() and partial.exists() else 0
+    path.parent.mkdir(exist_ok=True)
+    image = int(np.prod(shape[2:]))
     chunks = [
-        (version, start) for version in range(count) for start in range(0, len(dataset), _CHUNK)
+        (version, start) for version in range(shape[0]) for start in range(0, shape[1], _CHUNK)
     ]
-    values = np.memmap(partial, np.uint8, "r+" if done else "w+", shape=shape)
-    with reporter.task("estimates", len(chunks)) as task:
+    ends = [
+        (version * shape[1] + min(start + _CHUNK, shape[1])) * image for version, start in chunks
+    ]
+    done, seconds = _resume(partial, marker, shape, ends, mend)
+    digest = _hash(partial, ends[done - 1] if done else 0)
+    started = saved = time.monotonic()
+
+    def note() -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        spent = seconds + time.monotonic() - started
+        at = _Position(chunks=done, sha256=digest.hexdigest(), shape=shape, seconds=spent)
+        store.write_atomic(marker, store.render_json(at))
+
+    with (
+        open(partial, "r+b" if done else "wb") as file,
+        reporter.task("estimates", len(chunks)) as task,
+    ):
+        file.seek(ends[done - 1] if done else 0)
         task.advance(done)
-        for position in range(done, len(chunks)):
-            version, start = chunks[position]
+        while done < len(chunks):
+            version, start = chunks[done]
             batch = dataset.batch(slice(start, start + _CHUNK)).to(device)
             draws = Draws(seed, batch.ids, Role.ESTIMATE, draw=version)
             with torch.no_grad():
                 made = defended.defense.training_transform(batch.images, draws, defended.auxiliary)
-            values[version, start : start + _CHUNK] = (made * 255).round().byte().cpu().numpy()
-            if position % 20 == 19 or stop.asked:
-                values.flush()
-                store.write_atomic(marker, str(position + 1).encode())
+            content = (made * 255).round().byte().cpu().numpy().tobytes()
+            file.write(content)
+            digest.update(content)
+            done += 1
+            if stop.asked or time.monotonic() - saved > SAVE_EVERY:
+                note()
+                saved = time.monotonic()
                 stop.check()
-            task.advance(1, f"version {version + 1}/{count}")
-    values.flush()
-    del values
-    summary = {"sha256": _digest(partial), "shape": shape}
+            task.advance(1, f"version {version + 1}/{shape[0]}")
+        file.truncate()
+        note()
+    summary = {
+        "sha256": digest.hexdigest(),
+        "shape": shape,
+        "seconds": seconds + time.monotonic() - started,
+    }
+    # The index first: a finished file is never without it.
+    store.write_atomic(path.with_suffix(".json"), json.dumps(summary).encode())
     os.replace(partial, path)
-    store.write_atomic(index, json.dumps(summary).encode())
-    marker.unlink(missing_ok=True)
-    return Estimates(np.memmap(path, np.uint8, "r", shape=shape), dataset.ids)
+    store.remove(marker)
+
+
+def _resume(
+    partial: Path,
+    marker: Path,
+    shape: tuple[int, ...],
+    ends: list[int],
+    mend: Callable[[store.DamagedFile], object],
+) -> tuple[int, float]:
+    """(chunks that are whole, seconds spent on them); what was not noted is made again."""
+    if not (partial.exists() and marker.exists()):
+        return 0, 0.0
+    try:
+        at = store.read_json(marker, marker.read_bytes(), _Position)
+    except store.DamagedFile as error:
+        mend(error)
+        return 0, 0.0
+    whole = at.shape == shape and 0 < at.chunks <= len(ends)
+    if not whole or _hash(partial, ends[at.chunks - 1]).hexdigest() != at.sha256:
+        mend(store.damaged(partial, "it is not what its .position says"))
+        return 0, 0.0
+    return at.chunks, at.seconds
+
+
+def _hash(path: Path, length: int) -> hashlib._Hash:
+    """Over the first `length` bytes."""
+    digest = hashlib.sha256()
+    if length:
+        with open(path, "rb") as file:
+            while length and (part := file.read(min(length, 1 << 22))):
+                digest.update(part)
+                length -= len(part)
+    return digest
 
 
 def _digest(path: Path) -> str:

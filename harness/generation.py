@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import store, train
+from harness import memory, store, train
 from harness.defended import Defended
 from harness.evaluate import predictions
+from harness.leases import Busy, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role
 from harness.types import Attack, Batch, Dataset, HarnessError, Perturbed, ThreatModel
@@ -40,7 +42,10 @@ class Shard:
 
 @dataclasses.dataclass(kw_only=True)
 class Generation:
-    """Attacks a dataset batch by batch, and keeps every batch as soon as it is done."""
+    """Attacks a dataset batch by batch, and keeps every batch as soon as it is done.
+
+    Several runs may work on one folder: each takes a lease on a batch before it makes it.
+    """
 
     title: str
     attack: Attack
@@ -52,55 +57,95 @@ class Generation:
     device: torch.device
     batch_size: int
     folder: Path
+    """Named by the key of the images, which every file in it states."""
     reporter: Reporter
     stop: train.Stop
+    mend: Callable[[store.DamagedFile], object]
+    """Sets a damaged batch aside; it is then made again."""
+    leases: Leases | None = None
 
     def __post_init__(self) -> None:
         self._before = _snapshot(self.source)
+        self._shards: dict[str, Shard] = {}
+        self._done = torch.zeros(len(self.test), dtype=torch.bool)
 
     def shards(self) -> list[Shard]:
-        """All batches in the order of the dataset: stored ones are read, the others made."""
-        stored = self._stored()
-        done = torch.zeros(len(self.test), dtype=torch.bool)
-        for shard in stored:
-            done[shard.positions] = True
-        left = (~done).nonzero().squeeze(1)
+        """All batches in the order of the dataset: stored ones are read, the others made.
+
+        Raises:
+            Busy: all that is left is being made by other runs.
+            StoreError: a batch cannot be read or written. Interrupted: a signal came.
+        """
+        store.make_folder(self.folder)
+        self._look()
         passes = self.attack.passes or 1
-        made = []
+        busy = False
         with self.reporter.task(self.title, passes * len(self.test)) as task:
-            task.advance(passes * int(done.sum()))
-            while len(left):
-                positions, left = left[: self.batch_size], left[self.batch_size :]
-                made += self._attack(positions, task.advance)
-        return sorted(stored + made, key=lambda shard: int(shard.positions[0]))
+            task.advance(passes * int(self._done.sum()))
+            for start in range(0, len(self.test), self.batch_size):
+                # Batches stand on a grid, so that what is made after a stop, or by another run, is
+                # what one run would have made in one go.
+                block = torch.arange(start, min(start + self.batch_size, len(self.test)))
+                if bool(self._done[block].all()):
+                    continue
+                lease = self._lease(start)
+                if lease is None:
+                    busy = True
+                    continue
+                with lease:
+                    self._look()  # it may have been finished before the lease
+                    left = block[~self._done[block]]
+                    if len(left):
+                        self._attack(left, task.advance)
+        if busy:
+            self._look()
+        if not bool(self._done.all()):
+            raise Busy(self.title)
+        return sorted(self._shards.values(), key=lambda shard: int(shard.positions[0]))
 
-    def _stored(self) -> list[Shard]:
-        shards = []
-        for path in sorted(self.folder.glob("[!.]*.safetensors")):
+    def _lease(self, start: int) -> contextlib.AbstractContextManager[object] | None:
+        if self.leases is None:
+            return contextlib.nullcontext()
+        return self.leases.take(f"attack-{self.folder.name}-{start:08d}", self.title)
+
+    def _look(self) -> None:
+        """Read the batches that are new in the folder."""
+        for path in store.files(self.folder, ".safetensors"):
+            if path.name in self._shards:
+                continue
             try:
-                shards.append(_read_shard(path))
-            except HarnessError as error:
-                aside = store.set_aside(path)
-                self.reporter.say(f"{error} (set aside as {aside.name})")
-        return shards
+                shard = _read_shard(path, self.test)
+            except FileNotFoundError:  # set aside by another run
+                continue
+            except store.DamagedFile as error:
+                self.mend(error)
+                continue
+            # Runs with other batch sizes overlap: an image counts once.
+            if not bool(self._done[shard.positions].any()):
+                self._keep(path.name, shard)
 
-    def _attack(self, positions: Tensor, advance: Callable[[float], None]) -> list[Shard]:
+    def _keep(self, name: str, shard: Shard) -> None:
+        self._shards[name] = shard
+        self._done[shard.positions] = True
+
+    def _attack(self, positions: Tensor, advance: Callable[[float], None]) -> None:
         try:
             shard = self._perturb(positions, advance)
-        except torch.OutOfMemoryError:
-            if len(positions) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.exhausted(error) or len(positions) == 1:
                 raise
-            torch.cuda.empty_cache()
-            half = len(positions) // 2
-            self.reporter.say(f"out of memory: batches of {half} from here on")
-            self.batch_size = half
-            return [
-                shard
-                for part in torch.split(positions, half)
-                for shard in self._attack(part, advance)
-            ]
-        _write_shard(self.folder / f"{int(positions[0]):08d}-{len(positions)}.safetensors", shard)
-        return [shard]
+            memory.release()
+        else:
+            name = f"{int(positions[0]):08d}-{len(positions)}.safetensors"
+            _write_shard(self.folder / name, shard)
+            self._keep(name, shard)
+            return
+        # Outside of the handler: what the failed attempt held is free by now.
+        half = len(positions) // 2
+        self.reporter.say(f"out of memory: batches of {half} from here on")
+        self.batch_size = min(self.batch_size, half)
+        for part in torch.split(positions, half):
+            self._attack(part, advance)
 
     def _perturb(self, positions: Tensor, advance: Callable[[float], None]) -> Shard:
         attack, threat = self.attack, self.threat
@@ -200,25 +245,54 @@ def _write_shard(path: Path, shard: Shard) -> None:
         tensors[f"evidence.{field.name}"] = getattr(shard.evidence, field.name)
     for step, right in shard.trace.items():
         tensors[f"trace.{step}"] = right
-    metadata = {"seconds": shard.seconds.hex(), "changed": str(int(shard.changed))}
+    metadata = {
+        "generation": path.parent.name,
+        "seconds": shard.seconds.hex(),
+        "changed": str(int(shard.changed)),
+    }
     store.write_tensors(path, tensors, metadata)
 
 
-def _read_shard(path: Path) -> Shard:
+def _read_shard(path: Path, test: Dataset) -> Shard:
+    """Raises DamagedFile where it does not hold attacked images of these very positions."""
     tensors, metadata = store.read_tensors(path)
-    evidence = {
-        field.name: tensors[f"evidence.{field.name}"] for field in dataclasses.fields(Evidence)
-    }
-    trace = {
-        int(name.removeprefix("trace.")): value
-        for name, value in tensors.items()
-        if name.startswith("trace.")
-    }
-    return Shard(
-        positions=tensors["positions"],
-        images=tensors["images"],
-        evidence=Evidence(**evidence),
-        trace=trace,
-        seconds=float.fromhex(metadata["seconds"]),
-        changed=metadata["changed"] == "1",
-    )
+    try:
+        if metadata["generation"] != path.parent.name:
+            raise ValueError("it is a batch of another attack")
+        evidence = {
+            field.name: tensors[f"evidence.{field.name}"] for field in dataclasses.fields(Evidence)
+        }
+        trace = {
+            int(name.removeprefix("trace.")): value
+            for name, value in tensors.items()
+            if name.startswith("trace.")
+        }
+        shard = Shard(
+            positions=tensors["positions"],
+            images=tensors["images"],
+            evidence=Evidence(**evidence),
+            trace=trace,
+            seconds=float.fromhex(metadata["seconds"]),
+            changed=metadata["changed"] == "1",
+        )
+        _check_shard(shard, test)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise store.damaged(path, error) from error
+    return shard
+
+
+def _check_shard(shard: Shard, test: Dataset) -> None:
+    """Raises ValueError where counts, shapes or types do not fit."""
+    positions, count = shard.positions, len(shard.positions)
+    if positions.dtype != torch.int64 or positions.ndim != 1 or not count:
+        raise ValueError("its positions are no list of integers")
+    inside = int(positions.min()) >= 0 and int(positions.max()) < len(test)
+    if not inside or len(set(positions.tolist())) != count:
+        raise ValueError("its positions are not those of the test images")
+    if shard.images.dtype != torch.float32 or shard.images.shape != (count, *test.shape):
+        raise ValueError(f"its images are {shard.images.dtype}, {tuple(shard.images.shape)}")
+    seen = [getattr(shard.evidence, field.name) for field in dataclasses.fields(Evidence)]
+    if any(value.shape != (count,) for value in seen):
+        raise ValueError("its evidence does not fit its images")
+    if any(value.ndim != 2 or value.shape[1] != count for value in shard.trace.values()):
+        raise ValueError("its trace does not fit its images")

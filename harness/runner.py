@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-import torch
-from torch import Tensor
 
-from harness import keys, store, summary
-from harness.defended import Defended
-from harness.evaluate import judge
-from harness.generation import Generation, Shard
+from harness import admission, defaults, keys, matrix, store, summary
+from harness.executors.local import Crew
+from harness.generation import Generation
+from harness.leases import Busy, Leases
+from harness.matrix import Matrix, Planned
 from harness.records import Cell, Failure, Record, Target, Timing
-from harness.registry import attacks
-from harness.spec import build
-from harness.summary import Scored
+from harness.scoring import Scoring
 from harness.train import Interrupted
-from harness.types import Attack, Dataset, HarnessError, Source
+from harness.types import Access, Attack, HarnessError, Source, Victim
 from harness.workshop import Workshop, resolve
+
+_PAUSE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
     Raises:
         HarnessError: a plugin or parameter that does not exist, or an attack that cannot serve.
     """
-    attack: Attack = build(cell.attack, attacks)
-    source = _source(cell.target, attack.source)
+    attack = admission.attack(cell.attack)
+    source = _source(cell.target, admission.guarded(str(cell.attack), lambda: attack.source))
     test = workshop.dataset(cell.target.dataset, "test")
     target_facts = workshop.resolved(cell.target)
     generation = {
@@ -77,19 +77,42 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
 def _source(target: Target, source: Source | None) -> Target:
     if source is None:
         return target
+    training = target.training
+    if source.training not in (None, training.kind):
+        same = {"epochs": training.epochs, "limit": training.limit}
+        training = defaults.plan(target.dataset, source.training, same)
     return dataclasses.replace(
         target,
+        training=training,
         defense=source.defense or target.defense,
         seed=target.seed + source.seed_offset,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What an attack's `check` may ask of a victim, before there is one."""
+
+    classes: int
+    randomised: bool
+    access: Access
+
+
 @dataclasses.dataclass(kw_only=True)
 class Runner:
-    """Runs cells on this machine, in this process."""
+    """Runs cells in this process, beside any number of others on the same store.
+
+    Each training, batch and cell is leased before it is worked on; what another run holds is left
+    to it, and looked at again when all else is done.
+    """
 
     workshop: Workshop
     batch_size: int = 128
+    crew: Crew | None = None
+    """Processes that help, if any."""
+    announces: bool = True
+    """Whether this is the run itself, and not a helper of it."""
+    _leases: Leases | None = None
 
     @property
     def store(self) -> store.Store:
@@ -100,35 +123,74 @@ class Runner:
 
         Raises:
             Interrupted: a signal came; what is done is kept.
+            StoreError: the results folder cannot be read or written; what is done is kept.
         """
         plans = [plan(cell, self.workshop) for cell in cells]
-        results: dict[str, Record | Failure] = {}
         # Cells of one trained model run together, so that it is trained and loaded once.
-        order = sorted(range(len(plans)), key=lambda i: self._group(plans, i))
-        for index in order:
-            current = plans[index]
-            if current.key not in results:
-                results[current.key] = self._one(current)
+        groups: dict[bytes, list[Plan]] = {}
+        for each in plans:
+            groups.setdefault(keys.canonical(each.cell.target), []).append(each)
+        pending = list({each.key: each for group in groups.values() for each in group}.values())
+        if self.announces:
+            self._announce(pending)
+        missing = [
+            each.cell for each in pending if not self.store.json_path("records", each.key).exists()
+        ]
+        with self.crew.helping(missing) if self.crew and missing else contextlib.nullcontext():
+            results = self._all(pending)
         return [results[each.key] for each in plans]
 
-    @staticmethod
-    def _group(plans: Sequence[Plan], index: int) -> int:
-        return next(i for i, p in enumerate(plans) if p.cell.target == plans[index].cell.target)
+    def _all(self, pending: list[Plan]) -> dict[str, Record | Failure]:
+        results: dict[str, Record | Failure] = {}
+        while pending:
+            waiting = []
+            for current in pending:
+                self.workshop.stop.check()
+                try:
+                    results[current.key] = self._one(current)
+                except Busy:
+                    waiting.append(current)
+            if len(waiting) == len(pending):
+                self.workshop.stop.check()
+                time.sleep(_PAUSE)
+            pending = waiting
+        return results
+
+    def _announce(self, plans: Sequence[Plan]) -> None:
+        """What is set out to do, for `harness status`."""
+        cells = []
+        for each in plans:
+            target = each.cell.target
+            trainings = {self.workshop.key(target), self.workshop.key(each.source)}
+            cells.append(
+                Planned(
+                    key=each.key,
+                    generation=each.generation_key,
+                    trainings=tuple(sorted(trainings)),
+                    label=f"{each.cell.attack} on {target.label}, {target.dataset}",
+                    images=each.resolved["limit"],
+                )
+            )
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        found = Matrix(started=started, cells=tuple(cells))
+        self.store.write_json(matrix.FOLDER, found.name, found)
 
     def _one(self, current: Plan) -> Record | Failure:
         try:
-            stored = self.store.read_json("records", current.key, Record)
-            if stored is not None:
-                return stored
-            record = self._measure(current)
-        except Interrupted:
+            record = self.store.read_json("records", current.key, Record)
+            if record is None:
+                record = self._measure(current)
+        except (Interrupted, Busy, store.StoreError):
             raise
+        except store.DamagedFile as error:
+            line = self.workshop.mend(error)
+            reason = f"{line}: the same command again makes it anew"
+            return self._fail(current, reason, "damaged")
         except HarnessError as error:
             return self._fail(current, str(error), "damaged" if error.status == 1 else "refused")
         except Exception as error:  # a guest's failure is one cell's failure
             reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
             return self._fail(current, reason, "failed")
-        self.store.write_json("records", current.key, record)
         self.store.remove("failures", current.key)
         return record
 
@@ -139,9 +201,16 @@ class Runner:
 
     def _measure(self, current: Plan) -> Record:
         cell, workshop = current.cell, self.workshop
-        target = workshop.obtain(cell.target)
-        source = target if current.source == cell.target else workshop.obtain(current.source)
+        if self._leases is None:
+            self._leases = Leases(self.store.results / "leases")
         test = workshop.dataset(cell.target.dataset, "test").first(cell.limit)
+        randomised = workshop.defense(current.source).randomised
+        facts = _Facts(len(test.classes), randomised, current.attack.access)
+        current.attack.check(cast(Victim, facts), cell.threat)  # now rather than after the training
+        target = workshop.obtain(cell.target, wait=False)
+        source = target
+        if current.source != cell.target:
+            source = workshop.obtain(current.source, wait=False)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         title = f"{cell.attack} on {cell.target.label}"
         generation = Generation(
@@ -157,55 +226,53 @@ class Runner:
             folder=self.store.progress_folder(current.generation_key),
             reporter=workshop.reporter,
             stop=workshop.stop,
+            mend=workshop.mend,
+            leases=self._leases,
         )
-        shards = generation.shards()
-        self.batch_size = generation.batch_size  # smaller where memory ran out
-        scored = self._score(current, target, test, shards, title)
-        record = summary.record(
-            key=current.key,
-            cell=cell,
-            attack=current.attack,
-            resolved=current.resolved,
-            test=test,
-            shards=shards,
-            scored=scored,
-            device=workshop.device,
-        )
-        seconds = sum(shard.seconds for shard in shards) + scored.seconds
-        timing = Timing(
-            key=current.key,
-            seconds=seconds,
-            images_per_second=len(test) / max(seconds, 1e-9),
-            started=started,
-        )
-        self.store.write_json("timings", current.key, timing)
+        try:
+            shards = generation.shards()
+        finally:
+            self.batch_size = generation.batch_size  # smaller where memory ran out
+        lease = self._leases.take(f"cell-{current.key}", f"scoring {title}")
+        if lease is None:
+            raise Busy(title)
+        with lease:
+            record = self.store.read_json("records", current.key, Record)
+            if record is not None:  # another run finished it before the lease
+                return record
+            scoring = Scoring(
+                title=title,
+                target=target,
+                test=test,
+                threat=cell.threat,
+                seed=cell.target.seed,
+                draws=current.resolved["draws"],
+                bounded=current.attack.bounded,
+                device=workshop.device,
+                folder=self.store.scores_folder(current.key),
+                reporter=workshop.reporter,
+                stop=workshop.stop,
+                mend=workshop.mend,
+            )
+            scored = scoring.score(shards)
+            record = summary.record(
+                key=current.key,
+                cell=cell,
+                attack=current.attack,
+                resolved=current.resolved,
+                test=test,
+                shards=shards,
+                scored=scored,
+                device=workshop.device,
+            )
+            seconds = sum(shard.seconds for shard in shards) + scored.seconds
+            timing = Timing(
+                key=current.key,
+                seconds=seconds,
+                images_per_second=len(test) / max(seconds, 1e-9),
+                started=started,
+            )
+            self.store.write_json("timings", current.key, timing)
+            self.store.write_json("records", current.key, record)
+            scoring.clear()
         return record
-
-    def _score(
-        self, current: Plan, target: Defended, test: Dataset, shards: list[Shard], title: str
-    ) -> Scored:
-        cell = current.cell
-        draws = current.resolved["draws"]
-        before = time.monotonic()
-        parts: dict[str, list[Tensor]] = {}
-        with self.workshop.reporter.task(f"scoring {title}", 2 * draws * len(test)) as task:
-            for shard in shards:
-                batch = shard.batch(test, self.workshop.device)
-                judged = judge(
-                    target,
-                    batch,
-                    shard.images.to(batch.images),
-                    cell.threat,
-                    seed=cell.target.seed,
-                    draws=draws,
-                    bounded=current.attack.bounded,
-                )
-                for field in dataclasses.fields(judged):
-                    parts.setdefault(field.name, []).append(getattr(judged, field.name).cpu())
-                task.advance(2 * draws * len(batch))
-                self.workshop.stop.check()
-        joined = {
-            name: torch.cat(values, dim=-1) if values else torch.zeros(0)
-            for name, values in parts.items()
-        }
-        return Scored(**joined, seconds=time.monotonic() - before)

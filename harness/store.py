@@ -2,7 +2,8 @@
 
 records/KEY.json        what was found             timings/KEY.json     how long it took
 progress/KEY/*.safetensors   attacked batches      failures/KEY.json    why there is no number
-checkpoints/KEY.safetensors  trained weights       estimates/KEY.npy    fixed training versions
+scores/KEY/*.safetensors     scored batches        leases/, matrices/           who works on what
+checkpoints/KEY.safetensors  trained weights       estimates/KEY.bytes  fixed training versions
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,29 +27,145 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+TEMPORARY = ".tmp"
+DAMAGED = ".damaged-"
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+
+
+class StoreError(HarnessError):
+    """The store itself cannot be read or written: no cell can go on."""
+
+
+class DamagedFile(DamageError):
+    """A file of the store is not what was written. `path` is the file."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        first = f"{reason}".strip().split("\n")[0]
+        super().__init__(
+            f"{path} is damaged: {first}. `harness run` sets it aside and makes it anew"
+        )
+        self.path = path
+        self.reason = first
+
+
+def damaged(path: Path, reason: object) -> DamagedFile:
+    """What to raise for a file that is not what was written."""
+    return DamagedFile(path, reason)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file out of the way, beside itself.
+
+    Raises:
+        StoreError: it cannot be moved.
+    """
+    aside = path.with_name(f"{path.name}{DAMAGED}{secrets.token_hex(3)}")
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:  # another run was quicker
+        return aside
+    except OSError as error:
+        raise StoreError(f"cannot set {path} aside: {_why(error)}. Delete it") from error
+    return aside
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a reader sees the old content or the new one.
 
+    Its folder is made, but not the one above: a results folder that vanished under way (a share that
+    was unmounted) is not silently made anew somewhere else.
+
     Raises:
-        HarnessError: the folder cannot be written, or the disk is full.
+        StoreError: the folder cannot be written, has vanished, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise HarnessError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Free space there, or name another folder with --results"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is above it.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may be gone already.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot delete {path}: {_why(error)}") from error
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What to raise for a file that cannot be written."""
+    return StoreError(
+        f"cannot write {path}: {_why(error)}. "
+        "Free space there, or name another folder with --results"
+    )
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of the store.
+
+    Raises:
+        FileNotFoundError: there is none. StoreError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """What to raise for a file or folder that cannot be read."""
+    return StoreError(f"cannot read {path}: {_why(error)}")
+
+
+def files(folder: Path, suffix: str) -> list[Path]:
+    """The finished files of a folder with this suffix, in order; none where there is no folder.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return [folder / name for name in names if name.endswith(suffix) and name[0] != "."]
 
 
 class Store:
@@ -56,47 +174,68 @@ class Store:
     def __init__(self, results: Path, cache: Path | None = None) -> None:
         self.results = results
         self.cache = cache or results
+        self._prepared = False
 
     def prepare(self) -> None:
-        """Make the folders, and find out now rather than after an hour that they cannot be written."""
+        """Make the folders, and find out now rather than after an hour that they cannot be written.
+
+        Raises:
+            StoreError: one of them cannot be made or written.
+        """
         for folder in {self.results, self.cache}:
+            make_folder(folder)
             probe = folder / f".probe.{secrets.token_hex(4)}"
             write_atomic(probe, b"")
-            probe.unlink(missing_ok=True)
+            remove(probe)
+        self._prepared = True
 
     # --- JSON: records, timings, failures ---------------------------------------------------------
 
+    def json_path(self, folder: str, name: str) -> Path:
+        """Where a value lies.
+
+        Raises:
+            HarnessError: a name that could lead out of the folder.
+        """
+        for part in (folder, name):
+            if not _NAME.fullmatch(part):
+                raise HarnessError(
+                    f"{part!r} cannot name a file of the results folder: letters, digits, _ - . only"
+                )
+        return self.results / folder / f"{name}.json"
+
     def write_json(self, folder: str, name: str, value: Any) -> Path:
-        body = keys.canonical(value)
-        digest = hashlib.sha256(body).hexdigest()
-        path = self.results / folder / f"{name}.json"
-        pretty = msgspec.json.format(b'{"sha256":"%b","value":%b}' % (digest.encode(), body))
-        write_atomic(path, pretty + b"\n")
+        path = self.json_path(folder, name)
+        if not self._prepared:
+            self.prepare()
+        write_atomic(path, render_json(value))
         return path
 
     def read_json(self, folder: str, name: str, kind: type[T]) -> T | None:
         """The value, or None where there is no file.
 
         Raises:
-            DamageError: the file is not what was written.
+            DamageError: the file is not what was written, or was written under another name.
+            StoreError: it cannot be read.
         """
-        path = self.results / folder / f"{name}.json"
+        path = self.json_path(folder, name)
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise HarnessError(f"cannot read {path}: {error.strerror or error}") from error
-        return read_json(path, content, kind)
+        value = read_json(path, content, kind)
+        own = getattr(value, "key", name)
+        if own != name:
+            raise damaged(path, f"it was written as {own}.json")
+        return value
 
     def names(self, folder: str, suffix: str = ".json") -> list[str]:
-        path = self.results / folder
-        return sorted(entry.name[: -len(suffix)] for entry in path.glob(f"[!.]*{suffix}"))
+        return [path.name[: -len(suffix)] for path in files(self.results / folder, suffix)]
 
     def remove(self, folder: str, name: str) -> None:
-        (self.results / folder / f"{name}.json").unlink(missing_ok=True)
+        remove(self.json_path(folder, name))
 
-    # --- tensors: checkpoints, attacked batches ---------------------------------------------------
+    # --- tensors: checkpoints, attacked and scored batches ----------------------------------------
 
     def checkpoint_path(self, name: str) -> Path:
         return self.cache / "checkpoints" / f"{name}.safetensors"
@@ -104,31 +243,36 @@ class Store:
     def progress_folder(self, key: str) -> Path:
         return self.results / "progress" / key
 
+    def scores_folder(self, key: str) -> Path:
+        return self.results / "scores" / key
+
+
+def render_json(value: Any) -> bytes:
+    """A value with the checksum of its canonical form."""
+    body = keys.canonical(value)
+    digest = hashlib.sha256(body).hexdigest()
+    return msgspec.json.format(b'{"sha256":"%b","value":%b}' % (digest.encode(), body)) + b"\n"
+
 
 def read_json(path: Path, content: bytes, kind: type[T]) -> T:
-    """The checked value of a JSON file of the store."""
+    """The checked value of a JSON file of the store.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
     try:
         outer = json.loads(content)
+        if not isinstance(outer, dict) or outer.keys() != {"sha256", "value"}:
+            raise ValueError("it is no file of this store")
         body = keys.canonical(outer["value"])
         if hashlib.sha256(body).hexdigest() != outer["sha256"]:
             raise ValueError("its checksum does not match")
         return msgspec.convert(outer["value"], kind)
-    except (ValueError, KeyError, TypeError, RecursionError, HarnessError) as error:
+    except Exception as error:  # whatever a damaged file makes its readers raise
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, reason: object) -> DamageError:
-    return DamageError(
-        f"{path} is damaged: {reason}. Delete it and run the same command again to make it anew"
-    )
-
-
-def set_aside(path: Path) -> Path:
-    """Move a damaged file out of the way, beside itself."""
-    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(3)}")
-    with contextlib.suppress(OSError):
-        os.replace(path, aside)
-    return aside
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def _content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -147,33 +291,63 @@ def _uint8() -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with a checksum over tensors and metadata in its header."""
+    """A safetensors file with a checksum over tensors and metadata in its header.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**metadata, "sha256": _content_digest(contiguous, metadata)}
-    write_atomic(path, save(contiguous, header))
+    facts = {**metadata, "sha256": _content_digest(contiguous, metadata)}
+    write_atomic(path, _sorted_header(save(contiguous, facts)))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """The same safetensors file, its header in order: the library's own order is that of a hash."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    ordered = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    ordered += b" " * (-len(ordered) % 8)
+    return len(ordered).to_bytes(8, "little") + ordered + content[end:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `write_tensors` wrote. Never runs code.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamageError: it is no safetensors file, or not what was written.
+        FileNotFoundError: there is none. StoreError: it cannot be read.
+        DamagedFile: it is no safetensors file, or not what was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    content = path.read_bytes()
+    content = read_bytes(path)
+    # A safetensors file begins with the length of its header, which may read like a pickle's mark.
+    marks = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if content[:2] in marks and content[8:9] != b"{":
+        raise damaged(path, "it is a pickle, which could run code: weights are read as safetensors")
     try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        metadata = dict(header["__metadata__"])
-        stored = metadata.pop("sha256")
+        metadata = header(content)
+        stored = metadata.pop("sha256", None)
+        if stored is None:
+            raise ValueError("it has no checksum: the harness did not write it")
         tensors = load(content)
         if _content_digest(tensors, metadata) != stored:
             raise ValueError("its checksum does not match")
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except Exception as error:  # whatever a damaged file makes its readers raise
         raise damaged(path, error) from error
     return tensors, metadata
+
+
+def header(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if not 0 < length <= len(content) - 8:  # the tensors may be left out
+        raise ValueError("it is no safetensors file, or was cut short")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__")
+    if not isinstance(metadata, dict):
+        raise ValueError("it has no metadata: the harness did not write it")
+    return {str(name): str(value) for name, value in metadata.items()}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import store
+from harness import memory, store
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine, permutation
 from harness.records import TrainingPlan
-from harness.types import Batch, DamageError, Dataset, HarnessError
+from harness.types import Batch, Dataset, HarnessError
 
 
 class Interrupted(Exception):
@@ -41,6 +41,10 @@ class Stop:
 Loss = Callable[[nn.Module, Batch, Draws], Tensor]
 """(module, batch, draws of role TRAIN) -> (N,) losses."""
 
+SAVE_EVERY = 5.0
+"""Least seconds between two saves; more where a save takes long, so that saving costs some 3 %."""
+_SAVE_COST = 30
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -56,25 +60,27 @@ class Job:
     state_path: Path
     identity: str
     """The training key: a state file of another training is refused."""
-    save_every: float = 60.0
+    mend: Callable[[store.DamagedFile], object]
+    """Sets a damaged state file aside; training then begins anew."""
 
 
 def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
     """Train `job.module` in place. Goes on from `state_path` where it exists.
 
-    Returns the mean loss of the last epoch and the seconds that this call took.
+    Returns the mean loss of the last epoch, and the seconds of all the runs that worked on it.
 
     Raises:
         Interrupted: after the state was saved.
-        HarnessError: a loss that is not finite, with step, samples and a hint.
-        DamageError: a state file that is damaged or of another training.
+        HarnessError: a loss that is not finite, with step, samples and a hint; memory that ran out.
+        StoreError: the state cannot be saved.
     """
     plan, module, dataset = job.plan, job.module, job.dataset
     train = dataset.first(plan.limit)
     steps = -(-len(train) // plan.batch_size)
     optimiser = _optimiser(plan, module)
-    position, running = _restore(job, optimiser)
+    position, running, earlier = _restored(job, optimiser)
     started = saved = time.monotonic()
+    pause = SAVE_EVERY
     with reporter.task(job.title, plan.epochs * steps) as task:
         task.advance(position)
         module.train()
@@ -88,8 +94,19 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
             chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
             batch = train.batch(chosen).to(job.device)
             torch.manual_seed(combine(job.seed, Role.TRAIN, position))  # for dropout alone
-            with _precision(job.device):
-                losses = job.loss(module, batch, Draws(job.seed, batch.ids, Role.TRAIN, position))
+            draws = Draws(job.seed, batch.ids, Role.TRAIN, position)
+            try:
+                with _precision(job.device):
+                    losses = job.loss(module, batch, draws)
+                optimiser.zero_grad(set_to_none=True)
+                losses.mean().backward()  # type: ignore[no-untyped-call]
+            except (RuntimeError, MemoryError) as error:
+                if not memory.exhausted(error):
+                    raise
+                raise HarnessError(
+                    f"{job.title}: memory ran out in training. Its batch size is part of the result, "
+                    f"so it is not changed silently: -T batch_size={max(1, plan.batch_size // 2)}"
+                ) from error
             value = float(losses.detach().mean())
             if not _finite(value):
                 raise HarnessError(
@@ -97,18 +114,18 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
                     f"{batch.ids[:4].tolist()}...). Lower the learning rate (now "
                     f"{learning_rate(plan, epoch):g}): -T learning_rate={plan.learning_rate / 10:g}"
                 )
-            optimiser.zero_grad(set_to_none=True)
-            losses.mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             running += value
             position += 1
             task.advance(1, f"epoch {epoch + 1}/{plan.epochs}, loss {running / (step + 1):.3f}")
-            if stop.asked or time.monotonic() - saved > job.save_every:
-                _save(job, optimiser, position, running)
+            now = time.monotonic()
+            if stop.asked or now - saved > pause:
+                _save(job, optimiser, position, running, earlier + now - started)
                 saved = time.monotonic()
+                pause = max(SAVE_EVERY, _SAVE_COST * (saved - now))
                 stop.check()
     module.eval()
-    return {"loss": running / steps, "seconds": time.monotonic() - started}
+    return {"loss": running / steps, "seconds": earlier + time.monotonic() - started}
 
 
 def learning_rate(plan: TrainingPlan, epoch: int) -> float:
@@ -179,31 +196,49 @@ def _state(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
                 yield f"optimiser.{index}.{name}", value
 
 
-def _save(job: Job, optimiser: torch.optim.Optimizer, position: int, running: float) -> None:
+def _save(
+    job: Job, optimiser: torch.optim.Optimizer, position: int, running: float, seconds: float
+) -> None:
     tensors = {f"model.{name}": value for name, value in job.module.state_dict().items()}
     tensors |= dict(_state(optimiser))
     metadata = {
         "training": job.identity,
         "position": str(position),
         "running": float(running).hex(),
+        "seconds": float(seconds).hex(),
     }
     store.write_tensors(job.state_path, tensors, metadata)
 
 
-def _restore(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+def _restored(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
+    """(position, sum of the epoch's losses, seconds spent) of the state file; zeros without one."""
+    before = {name: value.clone() for name, value in job.module.state_dict().items()}
     try:
-        tensors, metadata = store.read_tensors(job.state_path)
+        return _restore(job, optimiser)
     except FileNotFoundError:
-        return 0, 0.0
+        return 0, 0.0, 0.0
+    except store.DamagedFile as error:
+        job.mend(error)
+        job.module.load_state_dict(before)
+        optimiser.state.clear()
+        return 0, 0.0, 0.0
+
+
+def _restore(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
+    tensors, metadata = store.read_tensors(job.state_path)
     if metadata.get("training") != job.identity:
-        raise DamageError(f"{job.state_path} is the state of another training: delete it")
-    weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
-    job.module.load_state_dict(weights)
+        raise store.damaged(job.state_path, "it is the state of another training")
     parameters = optimiser.param_groups[0]["params"]
-    for label, value in tensors.items():
-        if label.startswith("optimiser."):
-            _, index, name = label.split(".")
-            parameter = parameters[int(index)]
-            on = "cpu" if name == "step" else parameter.device  # Adam counts on the host
-            optimiser.state[parameter][name] = value.to(on)
-    return int(metadata["position"]), float.fromhex(metadata["running"])
+    try:
+        weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+        job.module.load_state_dict(weights)
+        for label, value in tensors.items():
+            if label.startswith("optimiser."):
+                _, index, name = label.split(".")
+                parameter = parameters[int(index)]
+                on = "cpu" if name == "step" else parameter.device  # Adam counts on the host
+                optimiser.state[parameter][name] = value.to(on)
+        numbers = float.fromhex(metadata["running"]), float.fromhex(metadata["seconds"])
+        return int(metadata["position"]), *numbers
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise store.damaged(job.state_path, f"it does not fit the model: {error}") from error

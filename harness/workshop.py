@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness import data, estimates, keys, store, train
+from harness import admission, data, estimates, keys, own_model, store, train
 from harness.defended import Defended
+from harness.leases import Busy, Lease, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine
 from harness.records import Target, TrainingPlan
-from harness.registry import attacks, defenses, models
+from harness.registry import models
 from harness.spec import build
-from harness.store import Store
+from harness.store import DamagedFile, Store, StoreError
 from harness.types import (
     Attack,
     Batch,
-    DamageError,
     Dataset,
     Defense,
     HarnessError,
@@ -37,6 +40,10 @@ def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
         parameters = dataclasses.asdict(plugin)
     else:
         parameters = dict(spec.parameters)
+    if hasattr(
+        plugin, "describe"
+    ):  # a model that comes with its weights: their digest, not their path
+        parameters = plugin.describe(parameters)
     inner = getattr(plugin, "inner", None)
     nested = {"inner_code": keys.code_version(type(inner))} if isinstance(inner, Attack) else {}
     make = type(plugin) if isinstance(plugin, Attack | Defense) else plugin
@@ -48,9 +55,14 @@ def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
     }
 
 
+_KEPT = 3
+"""Models in memory: the target of a cell, its source, and the one before."""
+_PAUSE = 0.5
+
+
 @dataclasses.dataclass(kw_only=True)
 class Workshop:
-    """Trains and loads the targets of one run; datasets and models are kept while it lasts."""
+    """Trains and loads the targets of one run; datasets and the last few models are kept."""
 
     store: Store
     device: torch.device
@@ -58,24 +70,35 @@ class Workshop:
     stop: train.Stop
     data_dir: Path | None = None
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)
-    _last: tuple[str, Defended] | None = None
+    damage: list[str] = dataclasses.field(default_factory=list)
+    """What was found damaged and set aside, a line each."""
+    _models: collections.OrderedDict[str, Defended] = dataclasses.field(
+        default_factory=collections.OrderedDict
+    )
+    _failed: dict[str, HarnessError] = dataclasses.field(default_factory=dict)
+    _resolved: dict[bytes, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    _leases: Leases | None = None
 
     def dataset(self, name: str, split: data.Split) -> Dataset:
         if (name, split) not in self._datasets:
-            loaded = data.load(
-                name, split, data_dir=self.data_dir, reporter=self.reporter
-            )
+            loaded = data.load(name, split, data_dir=self.data_dir, reporter=self.reporter)
             self._datasets[name, split] = loaded
         return self._datasets[name, split]
 
     def defense(self, target: Target) -> Defense:
-        defense: Defense = build(target.defense, defenses)
+        defense = admission.defense(target.defense)
         if target.training.kind == "adversarial" and defense.estimates:
             defense = dataclasses.replace(defense, estimates=0)  # a fresh mask at every forward
         return defense
 
     def resolved(self, target: Target) -> dict[str, Any]:
         """What the trained weights depend on."""
+        asked = keys.canonical(target)
+        if asked not in self._resolved:
+            self._resolved[asked] = self._resolve(target)
+        return copy.deepcopy(self._resolved[asked])
+
+    def _resolve(self, target: Target) -> dict[str, Any]:
         dataset = self.dataset(target.dataset, "train")
         defense = self.defense(target)
         described = resolve(defense, target.defense)
@@ -84,8 +107,9 @@ class Workshop:
         plan.pop("paper_epochs")
         plan["inner"] = None
         if target.training.inner is not None:
-            inner = build(target.training.inner, attacks)
+            inner = admission.attack(target.training.inner)
             plan["inner"] = resolve(inner, target.training.inner)
+        admission.check_parameters(target.model, models)
         return {
             "engine": keys.ENGINE_VERSION,
             "dataset": {"name": target.dataset, "digest": dataset.digest},
@@ -99,19 +123,58 @@ class Workshop:
         return keys.key(self.resolved(target))
 
     def is_trained(self, target: Target) -> bool:
-        return self.store.checkpoint_path(self.key(target)).exists()
+        given = own_model.is_given(target.model)
+        return given or self.store.checkpoint_path(self.key(target)).exists()
 
-    def obtain(self, target: Target) -> Defended:
+    def mend(self, error: DamagedFile) -> str:
+        """Set a damaged file aside and say so; returns what was said.
+
+        Raises:
+            StoreError: it cannot be moved.
+        """
+        aside = store.set_aside(error.path)
+        line = f"{error.path} is damaged: {error.reason}. It was set aside as {aside.name}"
+        self.damage.append(line)
+        self.reporter.say(line)
+        return line
+
+    def obtain(self, target: Target, *, wait: bool = True) -> Defended:
         """The defended model, frozen, in evaluation mode.
 
         Raises:
-            HarnessError: training fails. DamageError: a stored file is damaged.
+            HarnessError: training fails. DamagedFile: its checkpoint is damaged.
+            Busy: another run trains it, and `wait` is off. Interrupted: a signal came.
         """
         key = self.key(target)
-        if self._last is None or self._last[0] != key:
-            self._last = (key, self._make(target, key))
-        shared = self._last[1]
-        return dataclasses.replace(shared, defense=self.defense(target))  # its own `randomness`
+        while key not in self._models:
+            if key in self._failed:  # not twice in one run
+                raise self._failed[key]
+            try:
+                self._models[key] = self._make(target, key)
+            except Busy:
+                if not wait:
+                    raise
+                self.stop.check()
+                time.sleep(_PAUSE)
+            except (StoreError, DamagedFile):
+                raise
+            except HarnessError as error:
+                self._failed[key] = error
+                raise
+        self._models.move_to_end(key)
+        while len(self._models) > _KEPT:
+            self._models.popitem(last=False)
+        # The caller's own `randomness`, which training does not depend on.
+        return dataclasses.replace(self._models[key], defense=self.defense(target))
+
+    def _lease(self, key: str, title: str) -> Lease:
+        """Raises Busy where another run has it."""
+        if self._leases is None:
+            self._leases = Leases(self.store.cache / "leases")
+        lease = self._leases.take(f"train-{key}", title)
+        if lease is None:
+            raise Busy(title)
+        return lease
 
     def _make(self, target: Target, key: str) -> Defended:
         dataset = self.dataset(target.dataset, "train")
@@ -121,19 +184,24 @@ class Workshop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(combine(target.seed, Role.WEIGHTS))
             model: nn.Module = build(target.model, models, shape=shape, classes=classes)
-        if self.device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # LeNet on a CPU: 1.2 times as fast
         auxiliary = self._auxiliary(defense, dataset, target)
         defended = Defended(model.to(self.device), defense, classes, auxiliary)
+        if own_model.is_given(target.model):
+            probed = own_model.check(defended.frozen(), dataset, self.device)
+            if line := own_model.doubt(probed, classes):
+                self.reporter.say(line)
+            return defended
         path = self.store.checkpoint_path(key)
         identity = {"key": key, "classes": str(classes), "target": target.label}
-        if path.exists():
-            load_weights(model, path, identity)
-        else:
-            self._train(defended, dataset, target, key, path)
-            # What is trained and what is loaded later must be the same to the bit.
-            store.write_tensors(path, dict(model.state_dict()), identity)
-            self._state_path(key).unlink(missing_ok=True)
+        if not path.exists():
+            with self._lease(key, f"training {target.label}"):
+                if not path.exists():  # another run may have finished it before the lease
+                    self._train(defended, dataset, target, key, path)
+                    store.write_tensors(path, dict(model.state_dict()), identity)
+                store.remove(self._state_path(key))
+        # What is trained and what is loaded later must be the same to the bit.
+        load_weights(model, path, identity)
         return defended.frozen()
 
     def _state_path(self, key: str) -> Path:
@@ -160,6 +228,7 @@ class Workshop:
             device=self.device,
             state_path=self._state_path(key),
             identity=key,
+            mend=self.mend,
         )
         report = train.fit(job, reporter=self.reporter, stop=self.stop)
         log = {"key": key, "target": target.label, **report, "device": str(self.device)}
@@ -171,15 +240,17 @@ class Workshop:
         facts = self.resolved(target)
         relevant = {name: facts[name] for name in ("dataset", "defense", "seed", "engine")}
         key = keys.key({**relevant, "limit": len(dataset)})
-        return estimates.obtain(
-            self.store.cache / "estimates" / f"{key}.bytes",
-            defended,
-            dataset,
-            seed=target.seed,
-            device=self.device,
-            reporter=self.reporter,
-            stop=self.stop,
-        )
+        with self._lease(key, "estimates"):  # models of one defense share them
+            return estimates.obtain(
+                self.store.cache / "estimates" / f"{key}.bytes",
+                defended,
+                dataset,
+                seed=target.seed,
+                device=self.device,
+                reporter=self.reporter,
+                stop=self.stop,
+                mend=self.mend,
+            )
 
     def _auxiliary(self, defense: Defense, dataset: Dataset, target: Target) -> nn.Module | None:
         """The defense's own module, trained on clean images, shared by all its classifiers."""
@@ -195,48 +266,64 @@ class Workshop:
         key = keys.key({**relevant, "plan": dataclasses.asdict(plan)})
         path = self.store.checkpoint_path(key)
         identity = {"key": key, "target": f"{target.defense.name}: auxiliary"}
-        if path.exists():
-            load_weights(module, path, identity)
-            return module
+        if not path.exists():
+            title = f"training the density model of {target.defense.name}"
+            with self._lease(key, title):
+                if not path.exists():
+                    self._fit_auxiliary(module, defense, dataset, plan, key, title, target.seed)
+                    store.write_tensors(path, dict(module.state_dict()), identity)
+                store.remove(self._state_path(key))
+        load_weights(module, path, identity)
+        return module
 
+    def _fit_auxiliary(
+        self,
+        module: nn.Module,
+        defense: Defense,
+        dataset: Dataset,
+        plan: TrainingPlan,
+        key: str,
+        title: str,
+        seed: int,
+    ) -> None:
         def loss(inner: nn.Module, batch: Batch, draws: Draws) -> Tensor:
             return defense.auxiliary_loss(inner, batch.images)
 
         job = train.Job(
-            title=f"training the density model of {target.defense.name}",
+            title=title,
             module=module,
             dataset=dataset,
             plan=plan,
             loss=loss,
-            seed=target.seed,
+            seed=seed,
             device=self.device,
             state_path=self._state_path(key),
             identity=key,
+            mend=self.mend,
         )
         train.fit(job, reporter=self.reporter, stop=self.stop)
-        store.write_tensors(path, dict(module.state_dict()), identity)
-        self._state_path(key).unlink(missing_ok=True)
-        return module
 
 
 def load_weights(module: nn.Module, path: Path, identity: dict[str, str]) -> None:
     """Weights from a checkpoint of this very target.
 
     Raises:
-        DamageError: damaged, or of another defense, dataset or number of classes.
+        DamagedFile: damaged, or of another defense, dataset or number of classes.
     """
-    tensors, metadata = store.read_tensors(path)
+    try:
+        tensors, metadata = store.read_tensors(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} has vanished: run the same command again") from None
     for name, wanted in identity.items():
         if metadata.get(name) != wanted:
-            raise DamageError(
-                f"{path} is of another training ({name} is {metadata.get(name)}, not {wanted}): "
-                "delete it and run the same command again"
+            raise store.damaged(
+                path, f"it is of another training ({name} is {metadata.get(name)}, not {wanted})"
             )
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).strip().split("\n")[-1].strip()
-        raise DamageError(f"{path} does not fit the model: {first}") from error
+        raise store.damaged(path, f"it does not fit the model: {first}") from error
 
 
 def classifier_loss(
@@ -268,7 +355,7 @@ def classifier_loss(
 def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> train.Loss:
     if plan.inner is None:
         raise HarnessError("adversarial training needs an inner attack")
-    attack: Attack = build(plan.inner, attacks)
+    attack = admission.attack(plan.inner)
 
     def adversarial(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         images = train.augment(batch.images, draws, plan.augment)

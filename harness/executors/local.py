@@ -1,0 +1,102 @@
+"""Worker processes on this machine: several on the CPU, or one for each GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.executors.worker import Job, encode
+from harness.records import Cell
+from harness.types import HarnessError
+
+_PATIENCE = 60.0
+
+
+def devices(text: str) -> list[str]:
+    """The names in `0,1,2,3` or `cuda:0,cuda:2`.
+
+    Raises:
+        HarnessError: none, or one twice.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = [f"cuda:{name}" if name.isdecimal() else name for name in names]
+    if not names or len(set(names)) < len(names):
+        raise HarnessError(f"--devices {text}: name each device once, such as 0,1,2,3")
+    return names
+
+
+def threads(workers: int) -> int:
+    """How many threads each of so many processes may use: what the user set, else an equal share."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (available or 1) // workers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The processes that help a run: one for each device but the first, which is the run's own."""
+
+    devices: Sequence[str]
+    results: Path
+    cache: Path
+    data_dir: Path | None
+    batch_size: int
+    memory: int | None = None
+
+    @contextlib.contextmanager
+    def helping(self, cells: Sequence[Cell]) -> Iterator[list[subprocess.Popen[bytes]]]:
+        """Workers that live as long as the block: stopped where it is left by an error.
+
+        A worker that dies is not replaced: its leases die with it, and the others do its work.
+        """
+        workers = len(self.devices)
+        started: list[subprocess.Popen[bytes]] = []
+        done = False
+        try:
+            for index in range(1, workers):
+                job = Job(
+                    cells=tuple(cells),
+                    results=str(self.results),
+                    cache=str(self.cache),
+                    data_dir=None if self.data_dir is None else str(self.data_dir),
+                    device=self.devices[index],
+                    threads=threads(workers),
+                    batch_size=self.batch_size,
+                    memory=self.memory,
+                    index=index,
+                    workers=workers,
+                )
+                started.append(_start(job))
+            yield started
+            done = True
+        finally:
+            for process in started:
+                if not done:
+                    process.terminate()
+            for process in started:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+
+def _start(job: Job) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.executors.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(encode(job))
+    return process

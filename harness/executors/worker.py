@@ -1,0 +1,102 @@
+"""A process that helps with a run: `python -m harness.executors.worker`, its job on standard input.
+
+It does what the run does, on the same store, beginning elsewhere; leases keep the two from doing one
+thing twice. It prints nothing: its results are the records. It ends when the work is done, on SIGTERM,
+or when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from harness.records import Cell
+
+_WATCH = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker needs to know, as plain data."""
+
+    cells: tuple[Cell, ...]
+    results: str
+    cache: str
+    data_dir: str | None
+    device: str
+    threads: int
+    batch_size: int
+    memory: int | None
+    index: int
+    """Of this worker among `workers`: where it begins."""
+    workers: int
+
+
+def encode(job: Job) -> bytes:
+    """The job as JSON."""
+    return msgspec.json.encode(job)
+
+
+def work(job: Job) -> int:
+    """Run the cells of a job that nobody else runs. Returns an exit status."""
+    import torch
+
+    from harness import memory
+    from harness.progress import Silent
+    from harness.runner import Runner
+    from harness.store import Store
+    from harness.train import Interrupted, Stop
+    from harness.types import HarnessError
+    from harness.workshop import Workshop
+
+    stop = Stop()
+    _obey(stop)
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device)
+    workshop = Workshop(
+        store=Store(Path(job.results), Path(job.cache)),
+        device=device,
+        reporter=Silent(),
+        stop=stop,
+        data_dir=None if job.data_dir is None else Path(job.data_dir),
+    )
+    first = job.index * len(job.cells) // job.workers
+    cells = [*job.cells[first:], *job.cells[:first]]
+    try:
+        if job.memory is not None:
+            memory.limit(job.memory, device)
+        Runner(workshop=workshop, batch_size=job.batch_size, announces=False).run(cells)
+    except Interrupted:
+        return 130
+    except HarnessError as error:  # the run itself meets it too, and says it
+        print(f"worker {job.index}: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def _obey(stop: object) -> None:
+    """Stop on a signal, and when the parent is gone."""
+    parent = os.getppid()
+
+    def ask(*_: object) -> None:
+        stop.asked = True  # type: ignore[attr-defined]
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        ask()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job)))

@@ -1,0 +1,134 @@
+"""Scoring batch by batch: each batch's findings are kept until the record stands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness import memory, store, train
+from harness.defended import Defended
+from harness.evaluate import Judgement, judge
+from harness.generation import Shard
+from harness.progress import Reporter
+from harness.summary import Scored
+from harness.types import Batch, Dataset, ThreatModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Judges the attacked batches of one cell."""
+
+    title: str
+    target: Defended
+    test: Dataset
+    threat: ThreatModel
+    seed: int
+    draws: int
+    bounded: bool
+    device: torch.device
+    folder: Path
+    """Named by the key of the cell."""
+    reporter: Reporter
+    stop: train.Stop
+    mend: Callable[[store.DamagedFile], object]
+    """Sets damaged findings aside; the batch is then scored again."""
+
+    def score(self, shards: list[Shard]) -> Scored:
+        """The findings for all images, in the order of the batches.
+
+        Raises:
+            Interrupted: a signal came; batches that are scored are kept. StoreError: they cannot be.
+        """
+        store.make_folder(self.folder)
+        parts: list[Judgement] = []
+        seconds = 0.0
+        with self.reporter.task(f"scoring {self.title}", 2 * self.draws * len(self.test)) as task:
+            for shard in shards:
+                judged, spent = self._one(shard)
+                parts.append(judged)
+                seconds += spent
+                task.advance(2 * self.draws * len(judged))
+                self.stop.check()
+        return Scored(**_joined(parts), seconds=seconds)
+
+    def clear(self) -> None:
+        """Forget the batches: the record stands."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.folder)
+
+    def _one(self, shard: Shard) -> tuple[Judgement, float]:
+        path = self.folder / f"{int(shard.positions[0]):08d}-{len(shard.positions)}.safetensors"
+        identity = {"cell": self.folder.name, "batch": _digest(shard)}
+        try:
+            return self._read(path, identity, len(shard.positions))
+        except FileNotFoundError:
+            pass
+        except store.DamagedFile as error:
+            self.mend(error)
+        before = time.monotonic()
+        batch = shard.batch(self.test, self.device)
+        judged = self._judge(batch, shard.images)
+        seconds = time.monotonic() - before
+        store.write_tensors(path, _fields(judged), {**identity, "seconds": seconds.hex()})
+        return judged, seconds
+
+    def _read(self, path: Path, identity: dict[str, str], count: int) -> tuple[Judgement, float]:
+        tensors, metadata = store.read_tensors(path)
+        try:
+            if any(metadata.get(name) != value for name, value in identity.items()):
+                raise ValueError("it holds the scores of another batch")
+            judged = Judgement(**tensors)
+            shapes = {name: value.shape for name, value in tensors.items()}
+            if any(shape[-1:] != (count,) for shape in shapes.values()):
+                raise ValueError(f"its shapes are {shapes}")
+            return judged, float.fromhex(metadata["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise store.damaged(path, error) from error
+
+    def _judge(self, batch: Batch, images: Tensor) -> Judgement:
+        """On the CPU; in halves where memory runs out."""
+        try:
+            judged = judge(
+                self.target,
+                batch,
+                images.to(batch.images),
+                self.threat,
+                seed=self.seed,
+                draws=self.draws,
+                bounded=self.bounded,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not memory.exhausted(error) or len(batch) == 1:
+                raise
+            memory.release()
+        else:
+            return Judgement(**{name: value.cpu() for name, value in _fields(judged).items()})
+        half = len(batch) // 2
+        first, second = slice(None, half), slice(half, None)
+        parts = [self._judge(batch[part], images[part]) for part in (first, second)]
+        return Judgement(**_joined(parts))
+
+
+def _fields(judged: Judgement) -> dict[str, Tensor]:
+    return {field.name: getattr(judged, field.name) for field in dataclasses.fields(judged)}
+
+
+def _joined(parts: list[Judgement]) -> dict[str, Tensor]:
+    return {
+        field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1)
+        for field in dataclasses.fields(Judgement)
+    }
+
+
+def _digest(shard: Shard) -> str:
+    digest = hashlib.sha256(shard.positions.numpy().tobytes())
+    digest.update(shard.images.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""`harness status`: how far the runs on a results folder are. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.leases import Holding, Leases
+from harness.matrix import FOLDER, Matrix, Planned
+from harness.progress import duration
+from harness.records import Failure, Timing
+from harness.store import Store, files
+from harness.types import HarnessError
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One cell: `done`, `running`, `failed` or `left`, and what is to be said of it."""
+
+    cell: Planned
+    kind: str
+    note: str = ""
+    seconds: float | None = None
+
+
+def holdings(store: Store) -> list[Holding]:
+    """The leases of the folder, and of a cache elsewhere."""
+    return [
+        holding
+        for folder in sorted({store.results, store.cache})
+        for holding in Leases(folder / "leases").holdings()
+    ]
+
+
+def state(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
+    """Where one cell stands.
+
+    Raises:
+        DamageError: a timing or failure is damaged.
+    """
+    if store.json_path("records", cell.key).exists():
+        timing = store.read_json("timings", cell.key, Timing)
+        seconds = timing.seconds if timing else None
+        return State(cell, "done", "" if seconds is None else f"in {duration(seconds)}", seconds)
+    done = images_done(store.progress_folder(cell.generation))
+    part = f"{done} of {cell.images} images" if done else ""
+    own = (*(f"train-{key}" for key in cell.trainings), f"cell-{cell.key}")
+    for holding in alive:
+        if holding.name in own or holding.name.startswith(f"attack-{cell.generation}-"):
+            told = f"{holding.owner.note}: {holding.owner}, heard {duration(holding.age)} ago"
+            return State(cell, "running", ", ".join(filter(None, [told, part])))
+    failure = store.read_json("failures", cell.key, Failure)
+    if failure is not None:
+        return State(cell, "failed", f"{failure.kind}: {failure.reason}")
+    return State(cell, "left", part)
+
+
+def images_done(folder: Path) -> int:
+    """How many images of an attack are kept: the files' names say it."""
+    counts = (path.stem.partition("-")[2] for path in files(folder, ".safetensors"))
+    return sum(int(count) for count in counts if count.isdecimal())
+
+
+def lines(store: Store) -> list[str]:
+    """What `harness status` prints.
+
+    Raises:
+        HarnessError: no run was ever started on this folder. DamageError: a file is damaged.
+    """
+    matrices = [store.read_json(FOLDER, name, Matrix) for name in store.names(FOLDER)]
+    known = sorted((each for each in matrices if each is not None), key=lambda each: each.started)
+    if not known:
+        raise HarnessError(f"no run was started on {store.results}: name its folder with --results")
+    alive = [holding for holding in holdings(store) if holding.alive]
+    found = []
+    for each in known:
+        states = [state(cell, store, alive) for cell in each.cells]
+        found += _lines(each, states, len({str(holding.owner) for holding in alive}))
+    return found
+
+
+def _lines(matrix: Matrix, states: Sequence[State], workers: int) -> list[str]:
+    counts = {
+        kind: sum(each.kind == kind for each in states)
+        for kind in ("done", "running", "failed", "left")
+    }
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    first = f"{len(states)} cells, started {matrix.started}: {told}"
+    open_cells = counts["running"] + counts["left"]
+    seconds = [each.seconds for each in states if each.seconds is not None]
+    if open_cells and seconds:
+        left = open_cells * statistics.mean(seconds) / max(1, workers)
+        first += f"; about {duration(left)} left, trainings not counted"
+    if open_cells and not workers:
+        first += "; nothing runs: the same command again goes on"
+    rows = [
+        f"  {each.kind:8}{each.cell.label}" + (f": {each.note}" if each.note else "")
+        for each in states
+    ]
+    return [first, *rows]
