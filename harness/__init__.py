@@ -1,3 +1,45 @@
-"""A benchmark harness for adversarial robustness whose numbers carry their doubt."""
+"""A benchmark harness for adversarial robustness whose numbers carry their doubt.
+
+`harness.evaluate(model, images, labels)`; see `docs/quickstart.md`. Nothing heavy is imported before it
+is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.api import evaluate, load_defended, load_images
+    from harness.bridges import attacker, to_art, to_foolbox, to_torchattacks
+    from harness.frames import load as load_records
 
 __version__ = "0.1.0"
+__all__ = [
+    "attacker",
+    "evaluate",
+    "load_defended",
+    "load_images",
+    "load_records",
+    "to_art",
+    "to_foolbox",
+    "to_torchattacks",
+]
+
+_HOMES = {
+    "evaluate": "harness.api",
+    "load_defended": "harness.api",
+    "load_images": "harness.api",
+    "load_records": "harness.frames:load",
+    "attacker": "harness.bridges",
+    "to_art": "harness.bridges",
+    "to_foolbox": "harness.bridges",
+    "to_torchattacks": "harness.bridges",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute or name)

@@ -177,7 +177,7 @@ def check(dataset: Dataset) -> None:
             f"{what}: {count} images, labels of shape {tuple(labels.shape)}, ids of shape "
             f"{tuple(ids.shape)}: every image needs one label and one id"
         )
-    _check_pixels(images, what)
+    check_pixels(images, what)
     _check_labels(labels, classes, what)
     ordered = ids.sort().values
     twice = sorted(set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()))
@@ -188,7 +188,12 @@ def check(dataset: Dataset) -> None:
         )
 
 
-def _check_pixels(images: Tensor, what: str) -> None:
+def check_pixels(images: Tensor, what: str) -> None:
+    """Whether images are finite and in [0, 1] (or uint8).
+
+    Raises:
+        HarnessError: they are not, with what they look like.
+    """
     if images.dtype not in (torch.uint8, torch.float32):
         raise HarnessError(
             f"{what}: images are {images.dtype}: they must be uint8 (0 to 255) or float (0 to 1)"

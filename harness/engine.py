@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from harness import defaults, registry, tables
+from harness import audit, defaults, guests, memory, own_model, registry, suite, tables, together
+from harness.executors import local
 from harness.progress import reporter
 from harness.records import Cell, Failure, Record, Target, Timing
 from harness.runner import Runner
-from harness.spec import accepts_any, fields, parse
+from harness.spec import accepts_any, build, fields, parse
 from harness.store import Store
 from harness.train import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
@@ -57,7 +58,7 @@ def target_of(
     if spec.name == "madry":
         spec, training = dataclasses.replace(spec, name="vanilla"), "adversarial"
     spec = _with_options(spec, defense_options, registry.defenses)
-    plan = defaults.plan(dataset, training, plan_overrides)
+    plan = own_model.plan(model, defaults.plan(dataset, training, plan_overrides))
     return Target(dataset=dataset, model=model, defense=spec, training=plan, seed=seed)
 
 
@@ -142,16 +143,21 @@ def run(**words: Any) -> int:
     step = words["step_size"] if words["step_size"] is not None else defaults.step_size(dataset)
     threat = ThreatModel(epsilon=epsilon, norm=words["norm"])
     model = parse(words["model"] or entry["model"])
+    model = own_model.specification(
+        model, weights=words.get("weights"), normalisation=words.get("normalisation")
+    )
     model = _with_options(model, dict(words["model_options"]), registry.models)
     defense_options, attack_options = dict(words["defense_options"]), dict(words["attack_options"])
     defenses = ["vanilla" if parse(name).name == "madry" else name for name in words["defenses"]]
     _check_options("-D", defense_options, defenses, registry.defenses)
-    _check_options("-A", attack_options, words["attacks"], registry.attacks)
+    single = [name for name in words["attacks"] if not suite.is_suite(name)]
+    _check_options("-A", attack_options, single, registry.attacks)
     several_defenses, several_attacks = len(words["defenses"]) > 1, len(words["attacks"]) > 1
     overrides = {"epochs": words["epochs"], **dict(words["training_options"])}
     if words["epsilon"] is not None and "epsilon" not in overrides:
         overrides["epsilon"] = epsilon  # adversarial training meets the ball it is judged by
     cells = []
+    notes: list[str] = []
     for seed in words["seeds"]:
         for name in words["defenses"]:
             target = target_of(
@@ -163,14 +169,22 @@ def run(**words: Any) -> int:
                 plan_overrides=overrides,
                 defense_options=_owned(defense_options, name, registry.defenses, several_defenses),
             )
-            for attack in words["attacks"]:
-                spec = attack_of(
+            specs = [
+                attack_of(
                     attack,
                     {name: words[name] for name in ("steps", "eot")},
                     _owned(attack_options, attack, registry.attacks, several_attacks),
                     step=step,
                     epsilon=epsilon,
                 )
+                for attack in single
+            ]
+            for attack in words["attacks"]:
+                if suite.is_suite(attack):
+                    specs += _suite(attack, target, threat, words, notes)
+            if own_model.is_given(model):
+                guests.refuse_copies(specs)
+            for spec in {str(each): each for each in specs}.values():
                 cells.append(
                     Cell(
                         target=target,
@@ -181,7 +195,29 @@ def run(**words: Any) -> int:
                         max_queries=words["max_queries"],
                     )
                 )
-    return execute(cells, words)
+    return execute(cells, words, list(dict.fromkeys(notes)))
+
+
+def _suite(
+    name: str, target: Target, threat: ThreatModel, words: Mapping[str, Any], notes: list[str]
+) -> list[Spec]:
+    """The attacks of a suite for one target; `notes` gains what is less than the published recipes."""
+    entries = suite.expand(
+        name,
+        build(target.defense, registry.defenses),
+        threat,
+        scale=words.get("budget_scale") or 1.0,
+        overrides={key: words[key] for key in ("steps", "eot") if words[key] is not None},
+    )
+    if own_model.is_given(target.model):
+        entries, left_out = guests.without_copies(entries)
+        notes += [f"{name} suite, {line}" for line in left_out]
+    notes += [
+        f"scaled-down: {name} suite, {entry.name}: {entry.scaled}"
+        for entry in entries
+        if entry.scaled
+    ]
+    return [entry.attack for entry in entries]
 
 
 def _owned(
@@ -200,32 +236,71 @@ def _owned(
     }
 
 
-def execute(cells: Sequence[Cell], words: Mapping[str, Any]) -> int:
-    """Run cells, print the table, say where the records lie."""
-    store = Store(words["results"], words["cache"])
-    store.prepare()
-    report = reporter(quiet=words["quiet"])
+def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int]) -> int:
+    """Do some work with a runner on `store`; interrupted, say so. Returns the exit status."""
+    names = [words["device"]] * (words.get("workers") or 1)
+    if words.get("devices") is not None:
+        names = local.devices(words["devices"])
     with _signals() as stop:
         workshop = Workshop(
             store=store,
-            device=choose_device(words["device"]),
-            reporter=report,
+            device=choose_device(names[0]),
+            reporter=reporter(quiet=words["quiet"]),
             stop=stop,
             data_dir=words["data_dir"],
         )
         runner = Runner(workshop=workshop, batch_size=words["batch_size"])
+        if len(names) > 1:
+            torch.set_num_threads(local.threads(len(names)))
+            runner.crew = local.Crew(
+                devices=[str(choose_device(name)) for name in names],
+                results=store.results,
+                cache=store.cache,
+                data_dir=words["data_dir"],
+                batch_size=words["batch_size"],
+                memory=words.get("memory"),
+            )
+        if words.get("memory") is not None:
+            memory.limit(words["memory"], workshop.device)
         try:
-            results = runner.run(cells)
-        except Interrupted:
+            return work(runner)
+        except (Interrupted, KeyboardInterrupt):
             click.echo("stopped: what is done is kept; the same command again goes on", err=True)
             return INTERRUPTED
+
+
+def execute(cells: Sequence[Cell], words: Mapping[str, Any], notes: Sequence[str] = ()) -> int:
+    """Run cells, print the table, say where the records lie."""
+    store = Store(words["results"], words["cache"])
+    store.prepare()
+    strict = bool(words.get("strict"))
+    return session(store, words, lambda runner: _run_and_show(cells, runner, notes, strict=strict))
+
+
+def _run_and_show(
+    cells: Sequence[Cell], runner: Runner, notes: Sequence[str], *, strict: bool
+) -> int:
+    store, workshop = runner.store, runner.workshop
+    results = together.flagged(runner.run(cells))
     timings = {result.key: store.read_json("timings", result.key, Timing) for result in results}
     note = workshop.dataset(cells[0].target.dataset, "test").note
     show(results, timings, store.results, note)
+    for line in [*together.worst_lines(results), *notes, *together.spread_lines(results)]:
+        click.echo(line)
     failed = [result for result in results if isinstance(result, Failure)]
-    if not failed:
-        return 0
-    return 1 if any(failure.kind == "damaged" for failure in failed) else 2
+    for line in workshop.damage:
+        if not any(line in failure.reason for failure in failed):
+            click.echo(f"damaged: {line}, and made again", err=True)
+    if workshop.damage or any(failure.kind == "damaged" for failure in failed):
+        return 1
+    if failed:
+        return 2
+    return audit.strict_status(together.all_flags(results)) if strict else 0
+
+
+def _schooling(target: Target) -> str:
+    given = target.training.kind == "given"
+    return "weights as given" if given else f"{target.training.epochs} epochs"
 
 
 def show(
@@ -238,7 +313,7 @@ def show(
     cell = results[0].cell
     target = cell.target
     click.echo(
-        f"\n{target.dataset}, {target.model}, {target.training.epochs} epochs, "
+        f"\n{target.dataset}, {target.model}, {_schooling(target)}, "
         f"{cell.threat.norm} epsilon {cell.threat.epsilon:.4g}" + (f"; {note}" if note else "")
     )
     click.echo(tables.summary(results, timings))
@@ -271,6 +346,7 @@ def _signals() -> Iterator[Stop]:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
+        click.echo("stopping at the next safe point; once more stops at once", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -305,3 +381,6 @@ def list_plugins(kind: str | None, *, everything: bool) -> None:
         for prefix, make in each.bridges().items():
             summary = (make.__doc__ or "").strip().split("\n")[0]
             click.echo(f"  {prefix}:...  {summary}")
+            listing = getattr(make, "listing", None)
+            for label, line, refusal in listing() if everything and listing else ():
+                click.echo(f"    {label}  {f'refused: {refusal}' if refusal else line}")

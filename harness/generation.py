@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import memory, store, train
 from harness.defended import Defended
-from harness.evaluate import predictions
+from harness.judge import predictions
 from harness.leases import Busy, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role

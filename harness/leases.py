@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from harness.store import files, make_folder, unwritable
+from harness.store import StoreError, files, make_folder, unwritable
 
 EXPIRY = 60.0
 SUFFIX = ".lease"
@@ -137,6 +137,13 @@ class Leases:
     def holdings(self) -> list[Holding]:
         """All leases in the folder, dead ones too."""
         return [self._look(path) for path in files(self.folder, SUFFIX)]
+
+    def sweep(self) -> None:
+        """Take away what dead owners left behind."""
+        with contextlib.suppress(OSError, StoreError):
+            for path in files(self.folder, SUFFIX):
+                if not self._look(path).alive:
+                    path.unlink(missing_ok=True)
 
     def _path(self, name: str, number: int) -> Path:
         return self.folder / f"{name}.{number}{SUFFIX}"

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import harness
@@ -33,11 +34,17 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-@functools.cache
 def versions() -> dict[str, str]:
-    """Of Python, the harness and the libraries that compute."""
+    """Of Python, the harness, the libraries that compute, and the attack libraries in use."""
     found = {"python": platform.python_version(), "harness": harness.__version__}
-    for package in ("torch", "torchvision", "numpy"):
+    guests = {
+        "foolbox": "foolbox",
+        "torchattacks": "torchattacks",
+        "adversarial-robustness-toolbox": "art",
+        "pyautoattack": "pyautoattack",
+    }
+    used = [package for package, module in guests.items() if module in sys.modules]
+    for package in ("torch", "torchvision", "numpy", *used):
         found[package] = importlib.metadata.version(package)
     return found
 

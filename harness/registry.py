@@ -169,7 +169,7 @@ def load_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise HarnessError(f"{path} does not load: {type(error).__name__}: {error}") from error
     return module

@@ -138,6 +138,9 @@ class Runner:
         ]
         with self.crew.helping(missing) if self.crew and missing else contextlib.nullcontext():
             results = self._all(pending)
+        if self.announces:
+            for folder in {self.store.results, self.store.cache}:
+                Leases(folder / "leases").sweep()
         return [results[each.key] for each in plans]
 
     def _all(self, pending: list[Plan]) -> dict[str, Record | Failure]:

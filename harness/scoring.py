@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness import memory, store, train
 from harness.defended import Defended
-from harness.evaluate import Judgement, judge
 from harness.generation import Shard
+from harness.judge import Judgement, judge
 from harness.progress import Reporter
 from harness.summary import Scored
 from harness.types import Batch, Dataset, ThreatModel

@@ -13,7 +13,7 @@ from attacks import starting_points
 from attacks.fgsm import FGSM
 from attacks.foolbox_attacks import Foolbox
 from attacks.guest import Guarded, seeded
-from harness.evaluate import check_images
+from harness.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, Defense, HarnessError, ThreatModel
 

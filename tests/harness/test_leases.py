@@ -124,6 +124,17 @@ def test_of_many_contenders_one_wins(tmp_path: Path) -> None:
             assert Leases(tmp_path).take(name) is not None
 
 
+def test_a_sweep_takes_the_dead_alone(tmp_path: Path) -> None:
+    mine = Leases(tmp_path)
+    lease = mine.take("work")
+    assert lease is not None
+    (tmp_path / "dead.0.lease").write_text("")
+    os.utime(tmp_path / "dead.0.lease", (1.0, 1.0))
+    mine.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == [lease.path.name]
+    Leases(tmp_path / "nowhere").sweep()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):

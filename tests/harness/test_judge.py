@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.defended import Defended
-from harness.evaluate import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
+from harness.judge import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
 from harness.random import Draws, Role
 from harness.summary import accuracy
 from harness.types import Access, Batch, Defense, HarnessError, ThreatModel

@@ -1,0 +1,363 @@
+"""The harness from Python: a model in memory, some images, and a number with its doubts.
+
+`harness.evaluate` is `harness run` on a store of its own: the same runner, judge, keys and flags. Nothing
+is trained and, unless `results` names a folder, nothing stays on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness import audit, data, defaults, engine, guests, keys, own_model, progress, store, suite
+from harness.bridges import borrowed
+from harness.defended import Defended
+from harness.evaluation import Evaluation, worst_images
+from harness.records import Cell, Failure, Record, Target, Timing
+from harness.registry import defenses as defense_registry
+from harness.runner import Runner, plan
+from harness.spec import build, parse
+from harness.train import Stop
+from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, ThreatModel, Training
+from harness.workshop import Workshop
+
+IN_MEMORY = "in-memory"
+
+
+def evaluate(
+    model: nn.Module | Defended,
+    images: Any,
+    labels: Any,
+    *,
+    attack: str | Attack | Sequence[str | Attack] = "adaptive",
+    epsilon: float = 8 / 255,
+    norm: Norm = "linf",
+    defense: str | Defense = "vanilla",
+    normalisation: str = "inside",
+    draws: int = 10,
+    seed: int = 0,
+    scale: float = 1.0,
+    steps: int | None = None,
+    eot: int | None = None,
+    max_queries: int | None = None,
+    batch_size: int = 128,
+    device: str | None = None,
+    check: bool = True,
+    results: str | Path | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Robust accuracy of a model on images, under one attack or the worst case of several.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, K). It comes back as it was: weights, mode, gradients.
+        images: (N, C, H, W), uint8 or floats in [0, 1]; a tensor or an array. Not normalised.
+        labels: (N,) integers, positions in the K outputs.
+        attack: a name as on the command line (`pgd(steps=40)`, `my.py:Attack`), an Attack, several of
+            these, or `adaptive`: the suite of attacks that fits the defense.
+        epsilon: radius of the ball in pixel values of [0, 1].
+        defense: what stands in front of the model: `menet-usvt`, or a Defense.
+        normalisation: `inside` where the model takes pixels in [0, 1]; else what it was trained on:
+            `imagenet`, `cifar10`, or mean/std as `0.49,0.48,0.45/0.25,0.24,0.26`.
+        draws: scoring draws of the defense's randomness.
+        scale: share of the adaptive suite's published budget, in (0, 1].
+        steps, eot: in place of the attack's own.
+        check: refuse a model that does clearly better with another normalisation.
+        results: a folder in which records, attacked images and progress are kept, as by `harness run`.
+
+    Raises:
+        HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
+    """
+    chosen = engine.choose_device(device)
+    with contextlib.ExitStack() as stack:
+        defended = _defended(model, defense, normalisation, images, chosen, stack)
+        test = dataset(images, labels, classes=defended.classes)
+        if check:
+            line = own_model.doubt(own_model.check(defended, test, chosen), defended.classes)
+            if line:
+                warnings.warn(line, stacklevel=2)
+        threat = ThreatModel(epsilon=epsilon, norm=norm)
+        target = Target(
+            dataset=IN_MEMORY,
+            model=Spec(type(model.model if isinstance(model, Defended) else model).__name__),
+            defense=guests.specification(defended.defense),
+            training=own_model.GIVEN,
+            seed=seed,
+        )
+        folder = Path(results) if results else Path(stack.enter_context(_temporary()))
+        workshop = _Given(
+            store=store.Store(folder),
+            device=chosen,
+            reporter=progress.reporter(quiet=quiet),
+            stop=Stop(),
+            given=defended,
+            target=target,
+            test=test,
+        )
+        workshop.store.prepare()
+        own = {"steps": steps, "eot": eot}
+        wanted, notes = _attacks(attack, defended.defense, threat, scale, own)
+        cells = [
+            Cell(target=target, attack=spec, threat=ball, draws=draws, max_queries=max_queries)
+            for spec, ball in wanted
+        ]
+        runner = Runner(workshop=workshop, batch_size=batch_size)
+        return _gather(runner.run(cells), runner, test, notes)
+
+
+def load_defended(
+    defense: str = "vanilla",
+    *,
+    dataset: str = "digits",
+    model: str | None = None,
+    training: Training = "pure",
+    epochs: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    results: str | Path = "results/runs",
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Defended:
+    """A defense of the harness with its classifier: trained as by `harness run`, or loaded where it was.
+
+    Raises:
+        HarnessError: no such defense, dataset or model, or training fails.
+    """
+    kept = store.Store(Path(results))
+    kept.prepare()
+    target = engine.target_of(
+        defense,
+        dataset=dataset,
+        model=parse(model or defaults.of(dataset)["model"]),
+        training=training,
+        seed=seed,
+        plan_overrides={"epochs": epochs, "limit": limit},
+        defense_options={},
+    )
+    workshop = Workshop(
+        store=kept,
+        device=engine.choose_device(device),
+        reporter=progress.reporter(quiet=quiet),
+        stop=Stop(),
+        data_dir=Path(data_dir) if data_dir else None,
+    )
+    return workshop.obtain(target)
+
+
+def load_images(
+    name: str = "digits",
+    split: Literal["train", "test"] = "test",
+    count: int | None = None,
+    *,
+    data_dir: str | Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(images (N, C, H, W) in [0, 1], labels (N,)) of a dataset of the harness."""
+    where = Path(data_dir) if data_dir else None
+    batch = data.load(name, split, data_dir=where).first(count).batch(slice(None))
+    return batch.images, batch.labels
+
+
+def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
+    """Images and labels in memory as a checked Dataset; ids are positions.
+
+    Raises:
+        HarnessError: not images in [0, 1], or labels that the model has no output for.
+    """
+    pixels, truth = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu()
+    if pixels.ndim != 4 or not len(pixels):
+        raise HarnessError(f"images have the shape {tuple(pixels.shape)}: it must be (N, C, H, W)")
+    if truth.shape != (len(pixels),) or truth.is_floating_point():
+        raise HarnessError(
+            f"{len(pixels)} images and labels of shape {tuple(truth.shape)}, {truth.dtype}: "
+            "there must be one integer for each image"
+        )
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+    data.check_pixels(pixels, "images")
+    truth = truth.long()
+    if int(truth.min()) < 0 or int(truth.max()) >= classes:
+        raise HarnessError(
+            f"labels reach from {int(truth.min())} to {int(truth.max())}: "
+            f"the model has {classes} outputs, so they must be from 0 to {classes - 1}"
+        )
+    ids = torch.arange(len(pixels))
+    return Dataset(
+        name=IN_MEMORY,
+        split="test",
+        images=pixels.contiguous(),
+        labels=truth,
+        ids=ids,
+        classes=tuple(map(str, range(classes))),
+        digest=data.digest(pixels, truth, ids),
+    )
+
+
+# --- a model in memory behind the workshop's interface --------------------------------------------
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Given(Workshop):
+    """Hands out one model, which it was given."""
+
+    given: Defended
+    target: Target
+    test: Dataset
+
+    def dataset(self, name: str, split: data.Split) -> Dataset:
+        return self.test
+
+    def defense(self, target: Target) -> Defense:
+        return self.given.defense
+
+    def resolved(self, target: Target) -> dict[str, Any]:
+        modules = [
+            [str(module), _digest(module.state_dict()), _source(module)]
+            for module in self.given.modules()
+        ]
+        return {
+            "engine": keys.ENGINE_VERSION,
+            "dataset": {"name": IN_MEMORY, "digest": self.test.digest},
+            "model": keys.key(modules),
+            "defense": guests.described(self.given.defense),
+            "training": "given",
+            "seed": target.seed,
+        }
+
+    def obtain(self, target: Target, *, wait: bool = True) -> Defended:
+        if target != self.target:
+            raise HarnessError(
+                "a transfer attack needs a second model: this one was given, not trained here, so "
+                "there is no independent copy. `harness run` trains both"
+            )
+        return self.given
+
+
+def _digest(tensors: Mapping[str, Any]) -> str:
+    total = hashlib.sha256()
+    for name, value in tensors.items():
+        total.update(f"{name}|".encode())
+        if isinstance(value, Tensor):
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _source(module: nn.Module) -> str:
+    """A digest of the code of a model's class, where it can be read."""
+    try:
+        return hashlib.sha256(inspect.getsource(type(module)).encode()).hexdigest()
+    except (OSError, TypeError):
+        return type(module).__qualname__
+
+
+def _defended(
+    model: nn.Module | Defended,
+    defense: str | Defense,
+    normalisation: str,
+    images: Any,
+    device: torch.device,
+    stack: contextlib.ExitStack,
+) -> Defended:
+    """The model behind its defense, frozen, on the device, until the stack is closed."""
+    if isinstance(model, Defended):
+        if defense != "vanilla":
+            raise HarnessError("the model has a defense already: leave out defense=")
+        for module in model.modules():
+            stack.enter_context(borrowed(module, device))
+        return model.frozen()
+    if not isinstance(model, nn.Module):
+        raise HarnessError(f"the model is a {type(model).__name__}: it must be a torch module")
+    chosen = defense if isinstance(defense, Defense) else build(parse(defense), defense_registry)
+    shape = tuple(images.shape[1:])
+    if chosen.auxiliary_module(shape) is not None:
+        raise HarnessError(
+            f"{type(chosen).__name__} has a module of its own that must be trained first: "
+            "use harness.load_defended, or harness.types.Defended with it"
+        )
+    stack.enter_context(borrowed(model, device))
+    channels = chosen.output_channels(shape[0])
+    classifier = own_model.behind(model, channels, normalisation).to(device)
+    few = dataset(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
+    draft = Defended(classifier, chosen, 0).frozen()
+    logits = own_model.answer(classifier, own_model.seen(draft, few.batch(slice(None)).to(device)))
+    return dataclasses.replace(draft, classes=logits.shape[1])
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
+
+
+# --- attacks and results --------------------------------------------------------------------------
+
+
+def _attacks(
+    attack: str | Attack | Sequence[str | Attack],
+    defense: Defense,
+    threat: ThreatModel,
+    scale: float,
+    own: Mapping[str, int | None],
+) -> tuple[list[tuple[Spec, ThreatModel]], tuple[str, ...]]:
+    """What to run, in which ball, and how that is less than a suite as published."""
+    if isinstance(attack, str) and suite.is_suite(attack):
+        overrides = {name: value for name, value in own.items() if value is not None}
+        entries = suite.expand(attack, defense, threat, scale=scale, overrides=overrides)
+        served, left_out = guests.without_copies(entries)
+        scaled = [f"{entry.name}: {entry.scaled}" for entry in served if entry.scaled]
+        return [(entry.attack, entry.threat) for entry in served], (*scaled, *left_out)
+    several = [attack] if isinstance(attack, str | Attack) else list(attack)
+    found = []
+    for each in several:
+        if isinstance(each, Attack):
+            spec = guests.specification(each)
+        else:
+            spec = engine.attack_of(each, own, {}, step=0.0, epsilon=1.0)  # its own step size
+        found.append((spec, threat))
+    if not found:
+        raise HarnessError(
+            "no attack is named: attack='adaptive', or one of `harness list attacks`"
+        )
+    return found, ()
+
+
+def _gather(
+    results: Sequence[Record | Failure], runner: Runner, test: Dataset, notes: tuple[str, ...]
+) -> Evaluation:
+    records = [result for result in results if isinstance(result, Record)]
+    failures = [result for result in results if isinstance(result, Failure)]
+    if not records:
+        raise HarnessError("; ".join(f"{each.cell.attack}: {each.reason}" for each in failures))
+    found = audit.across(records)
+    flagged = tuple(dataclasses.replace(each, flags=found[each.key]) for each in records)
+    images = {}
+    for record in flagged:
+        folder = runner.store.progress_folder(plan(record.cell, runner.workshop).generation_key)
+        images[record.key] = _stored_images(folder, test)
+    timings = {each.key: runner.store.read_json("timings", each.key, Timing) for each in flagged}
+    return Evaluation(
+        records=flagged,
+        failures=tuple(failures),
+        worst=suite.worst_case(flagged),
+        timings={key: timing for key, timing in timings.items() if timing is not None},
+        originals=test.batch(slice(None)).images,
+        labels=test.labels,
+        images=worst_images(flagged, images),
+        notes=notes,
+    )
+
+
+def _stored_images(folder: Path, test: Dataset) -> Tensor:
+    """The attacked images of a cell, in the order of the dataset."""
+    images = test.batch(slice(None)).images.clone()
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        tensors, _ = store.read_tensors(path)
+        images[tensors["positions"]] = tensors["images"]
+    return images

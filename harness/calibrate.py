@@ -1,0 +1,262 @@
+"""How long a run will take, and how much memory: short measurements on the very models and defenses.
+
+Costs are counted in passes: an attack says how many an image needs at most, training has as many as its
+plan says. A pass of each kind is timed on this machine, at the batch size of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness import keys
+from harness.defended import Defended
+from harness.progress import duration
+from harness.random import Draws, Role
+from harness.records import Target
+from harness.registry import attacks, models
+from harness.runner import Plan, Runner
+from harness.spec import build
+from harness.types import Attack, Dataset, HarnessError
+
+_LEAST_SECONDS, _MOST_REPEATS, _SLOW = 0.15, 5, 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will need. Seconds of work, were every cell alone on this machine."""
+
+    training: float
+    attacks: float
+    scoring: float
+    peak_bytes: int
+    disk_bytes: int
+    unknown: int
+    """Cells whose attack does not say how many passes it needs: counted as 1,000."""
+    calibration: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.attacks + self.scoring
+
+    def text(self) -> str:
+        if not self.total:
+            return "nothing is missing"
+        lines = [
+            f"estimate: {duration(self.total)}: training {duration(self.training)}, attacks "
+            f"{duration(self.attacks)}, scoring {duration(self.scoring)}; memory "
+            f"{self.peak_bytes / 2**30:.1f} GB at the peak, {self.disk_bytes / 2**30:.1f} GB on disk",
+            f"(from {duration(self.calibration)} of calibration on this machine as busy as it is now; "
+            "attacks that stop early take less)",
+        ]
+        if self.unknown:
+            lines.append(
+                f"{self.unknown} cells have attacks that do not say how many passes they take: "
+                "counted as 1,000"
+            )
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds an image, of one pass each."""
+
+    forward: float
+    gradient: float
+    transform: float
+    train: float
+    """One training step on images that are transformed already."""
+    auxiliary: float
+
+
+def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
+    """Of all cells that are missing, with the trainings that they still need."""
+    started = time.monotonic()
+    workshop = runner.workshop
+    costs: dict[str, Costs] = {}
+    trained: set[str] = set()
+    training = attack = scoring = 0.0
+    disk = unknown = 0
+    with workshop.reporter.task("calibration", len(missing)) as task:
+        for each in missing:
+            workshop.stop.check()
+            target = each.cell.target
+            test = workshop.dataset(target.dataset, "test").first(each.cell.limit)
+            size = min(runner.batch_size, len(test))
+            try:
+                for wanted in {keys.canonical(t): t for t in (target, each.source)}.values():
+                    key = workshop.key(wanted)
+                    if key not in trained and not workshop.is_trained(wanted):
+                        batch = wanted.training.batch_size
+                        training += _training(wanted, runner, _costs(wanted, runner, costs, batch))
+                        disk += _disk(wanted, runner)
+                    trained.add(key)
+                cost = _costs(each.source, runner, costs, size)
+                spent, known = _attack(each.attack, cost)
+                unknown += not known
+                attack += spent * len(test)
+                scoring += 2 * each.resolved["draws"] * cost.forward * len(test)
+                disk += 4 * test.images[0].numel() * len(test)
+            except HarnessError as error:
+                workshop.reporter.say(f"not calibrated: {each.cell.attack}: {error}")
+            task.advance(1)
+    return Estimate(
+        training=training,
+        attacks=attack,
+        scoring=scoring,
+        peak_bytes=_peak(runner),
+        disk_bytes=disk,
+        unknown=unknown,
+        calibration=time.monotonic() - started,
+    )
+
+
+def _attack(attack: Attack, cost: Costs) -> tuple[float, bool]:
+    """Seconds an image, and whether the attack says its passes."""
+    passes = attack.passes
+    one = cost.gradient if attack.access == "gradients" else cost.forward
+    return (1000 if passes is None else passes) * one, passes is not None
+
+
+def _training(target: Target, runner: Runner, cost: Costs) -> float:
+    plan, workshop = target.training, runner.workshop
+    defense = workshop.defense(target)
+    images = len(workshop.dataset(target.dataset, "train").first(plan.limit))
+    seen = plan.epochs * images
+    seconds = seen * cost.train
+    if plan.kind == "adversarial" and plan.inner is not None:
+        inner = build(plan.inner, attacks)
+        seconds += seen * ((inner.passes or 1) * cost.gradient + cost.transform)
+    elif defense.estimates:
+        seconds += defense.estimates * images * cost.transform
+    else:
+        seconds += seen * cost.transform
+    if cost.auxiliary:
+        epochs = int(defense.auxiliary_plan().get("epochs", 10))
+        seconds += epochs * images * cost.auxiliary
+    return seconds
+
+
+def _disk(target: Target, runner: Runner) -> int:
+    """Bytes of the fixed training versions, the largest thing that a training leaves."""
+    defense = runner.workshop.defense(target)
+    if target.training.kind == "adversarial" or not defense.estimates:
+        return 0
+    dataset = runner.workshop.dataset(target.dataset, "train").first(target.training.limit)
+    return defense.estimates * dataset.images[0].numel() * len(dataset)
+
+
+def _costs(target: Target, runner: Runner, known: dict[str, Costs], size: int) -> Costs:
+    """Costs in batches of `size`, measured once for targets that differ in nothing that counts."""
+    key = keys.key([target.dataset, target.model, target.defense, size])
+    if key not in known:
+        test = runner.workshop.dataset(target.dataset, "test")
+        known[key] = _measure(_untrained(target, runner, test), test, size, runner)
+    return known[key]
+
+
+def _untrained(target: Target, runner: Runner, dataset: Dataset) -> Defended:
+    """The defended model with fresh weights: its passes cost what the trained one's do."""
+    workshop = runner.workshop
+    defense = workshop.defense(target)
+    shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
+    classes = len(dataset.classes)
+    model = build(target.model, models, shape=shape, classes=classes)
+    model = model.to(workshop.device, memory_format=torch.channels_last)
+    auxiliary = defense.auxiliary_module(dataset.shape)
+    if auxiliary is not None:
+        auxiliary = auxiliary.to(workshop.device)
+    return Defended(model, defense, classes, auxiliary)
+
+
+def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) -> Costs:
+    device = runner.workshop.device
+    batch = dataset.batch(slice(0, size)).to(device)
+    draws = Draws(0, batch.ids, Role.SCORE)
+    defended.model.train()
+    before = time.monotonic()
+    with torch.no_grad():
+        seen = defended.transform(batch.images, draws)
+    once = time.monotonic() - before
+
+    def transform() -> None:
+        with torch.no_grad():
+            defended.transform(batch.images, draws)
+
+    optimiser = torch.optim.SGD(defended.model.parameters(), lr=0.0, momentum=0.9)
+
+    def train() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        _loss(defended.model(seen)).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    def auxiliary() -> None:
+        module = defended.auxiliary
+        assert module is not None
+        module.zero_grad(set_to_none=True)
+        loss = defended.defense.auxiliary_loss(module, batch.images)
+        loss.mean().backward()  # type: ignore[no-untyped-call]
+
+    seconds_train = _timed(train, device)
+    seconds_auxiliary = _timed(auxiliary, device) if defended.auxiliary is not None else 0.0
+    defended.frozen()
+
+    if once > _SLOW and defended.defense.backward != "exact":
+        # A transformation that takes so long takes all: it is not run again and again to know it better.
+        return Costs(
+            forward=(once + seconds_train / 3) / size,
+            gradient=(once + seconds_train) / size,
+            transform=once / size,
+            train=seconds_train / size,
+            auxiliary=seconds_auxiliary / size,
+        )
+
+    def forward() -> None:
+        with torch.no_grad():
+            defended.logits(batch.images, draws)
+
+    def gradient() -> None:
+        pixels = batch.images.detach().requires_grad_(True)
+        loss = _loss(defended.logits(pixels, draws))
+        torch.autograd.grad(loss, pixels)
+
+    return Costs(
+        forward=_timed(forward, device) / size,
+        gradient=_timed(gradient, device) / size,
+        transform=_timed(transform, device) / size,
+        train=seconds_train / size,
+        auxiliary=seconds_auxiliary / size,
+    )
+
+
+def _loss(logits: Tensor) -> Tensor:
+    return logits.float().logsumexp(dim=1).sum()
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    """Median seconds of a few repeats; the first, which fills caches, does not count."""
+    work()
+    found: list[float] = []
+    while sum(found) < _LEAST_SECONDS and len(found) < _MOST_REPEATS:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        before = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.monotonic() - before)
+    return sorted(found)[len(found) // 2]
+
+
+def _peak(runner: Runner) -> int:
+    """The most memory that calibration held: it ran full batches of every model and defense, on the
+    datasets of the run."""
+    if runner.workshop.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runner.workshop.device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

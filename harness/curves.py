@@ -1,0 +1,216 @@
+"""Curves of robust accuracy: against steps with the paper's own behind, epsilon, draws, queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from harness import claims
+from harness.claims import Claim
+from harness.expansion import steps_of
+from harness.numbers import Number, Results, Share
+from harness.protocol import Profile, Protocol
+
+if TYPE_CHECKING:
+    from harness.figures import Drawing
+
+Point = tuple[float, Share]
+
+
+def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
+    """A panel for each value of the first label: what was measured, and the paper's curve behind it."""
+    from harness.figures import COLOURS, MARKERS, Drawing
+
+    numbers = results.numbers(table, profile)
+    panels = list(dict.fromkeys(row.labels[0] for row in table.rows))
+    methods = list(dict.fromkeys(row.labels[-1] for row in table.rows))
+    wide = min(2, len(panels))
+    high = -(-len(panels) // wide)
+    figure = Figure(figsize=(4.4 * wide, 3.1 * high + 0.9))
+    rows: list[tuple[object, ...]] = []
+    handles: dict[str, Any] = {}
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(high, wide, place + 1)
+        here: set[str] = set()
+        for number in numbers:
+            row = table.rows[number.place.row]
+            if row.labels[0] != panel:
+                continue
+            method = row.labels[-1]
+            at = methods.index(method)
+            colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+            behind = _claimed(table, number)
+            if behind:
+                axes.plot(
+                    [claim.steps or 0 for claim in behind],
+                    [claim.value or 0.0 for claim in behind],
+                    color=colour,
+                    linestyle=":",
+                    marker=marker,
+                    markerfacecolor="none",
+                    markersize=5,
+                    alpha=0.55,
+                )
+            points = _trace(number)
+            if points:
+                handles[method] = _measured(axes, points, colour, marker)
+                here |= {_where(number)}
+            rows += _rows(row.labels, points, behind, number)
+        axes.set_title(f"{panel}" + (f" (here: {', '.join(sorted(here))})" if here else ""))
+        axes.set(ylim=(-3, 103), ylabel="accuracy (%)", xlabel=table.axis)
+        axes.set_xscale("log" if table.logarithmic else "linear")
+        if not here:
+            reason = next((n.reason for n in numbers if _panel(table, n) == panel and n.reason), "")
+            _note(axes, "not measured" + (f": {reason}" if reason else ""))
+    _legend(figure, handles, claimed=True)
+    figure.suptitle(f"{table.title}. Profile {profile.name}")
+    header = (*(table.heads or ["panel", "method"]), "steps", "claimed", "measured", "low", "high")
+    return Drawing(figure, (*header, "images", "key"), rows)
+
+
+def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
+    """One panel: a line for each row, a point for each column."""
+    from harness.figures import COLOURS, MARKERS, Drawing
+
+    numbers = results.numbers(table, profile)
+    figure = Figure(figsize=(6.2, 3.9))
+    axes = figure.add_subplot(1, 1, 1)
+    rows: list[tuple[object, ...]] = []
+    handles: dict[str, Any] = {}
+    for at, row in enumerate(table.rows):
+        mine = [number for number in numbers if number.place.row == at]
+        points = []
+        for number in mine:
+            x = table.columns[number.place.column].x or 0.0
+            share = number.measured
+            record = number.records[0] if number.records else None
+            if share is not None:
+                points.append((x, share))
+            low, high = share.interval if share else ("", "")
+            rows.append(
+                (
+                    *row.labels,
+                    x,
+                    share.mean if share else "",
+                    low,
+                    high,
+                    record.passes.get("forwards", "") if record else "",
+                    record.count if record else "",
+                    " ".join(number.flags),
+                    number.reason,
+                    record.key if record else "",
+                )
+            )
+        if points:
+            colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+            handles[" / ".join(row.labels)] = _measured(axes, points, colour, marker)
+    axes.set(ylim=(-3, 103), xlabel=table.axis, ylabel="robust accuracy (%)")
+    if table.logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks([column.x or 0.0 for column in table.columns], [c.title for c in table.columns])
+    axes.minorticks_off()
+    if not handles:
+        _note(axes, "nothing is measured yet")
+    classes = {record.classes for number in numbers for record in number.records}
+    if len(classes) == 1:
+        chance = 100 / classes.pop()
+        line = axes.axhline(chance, color="#666666", linewidth=0.8, linestyle="-.")
+        handles["chance"] = line
+    axes.legend(list(handles.values()), list(handles))
+    here = sorted({_where(number) for number in numbers if number.records})
+    figure.suptitle(
+        f"{table.title}. Profile {profile.name}" + (f": {'; '.join(here)}" if here else "")
+    )
+    header = (*(table.heads or ["method"]), "x", "measured", "low", "high")
+    return Drawing(figure, (*header, "queries", "images", "flags", "reason", "key"), rows)
+
+
+def _trace(number: Number) -> list[Point]:
+    """What each number of steps would have left, read from one record; its end is the record's own."""
+    if not number.records or number.measured is None:
+        return []
+    record = number.records[0]
+    points = [(float(point.step), Share(point.accuracy, record.count)) for point in record.trace]
+    last = steps_of(record.cell.attack)
+    points = [point for point in points if point[0] != last]
+    return [*points, (float(last or 1), number.measured)]
+
+
+def _claimed(table: Protocol, number: Number) -> list[Claim]:
+    settings = number.place.settings
+    defense = (settings.defense or "").partition("(")[0]
+    return [
+        claim
+        for claim in claims.load()
+        if claim.id == (table.claims or table.name)
+        and (claim.dataset, claim.model, claim.defense)
+        == (settings.dataset, settings.model, defense)
+        and claim.training == (settings.training or "pure")
+        and claim.attack == settings.attack
+        and claim.value is not None
+    ]
+
+
+def _measured(axes: Any, points: Sequence[Point], colour: str, marker: str) -> Any:
+    x = [point[0] for point in points]
+    y = [100 * point[1].mean for point in points]
+    low = [100 * point[1].interval[0] for point in points]
+    high = [100 * point[1].interval[1] for point in points]
+    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    (line,) = axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.6)
+    return line
+
+
+def _rows(
+    labels: Sequence[str], points: Sequence[Point], behind: Sequence[Claim], number: Number
+) -> list[tuple[object, ...]]:
+    measured = dict(points)
+    claimed = {float(claim.steps or 0): claim.value for claim in behind}
+    record = number.records[0] if number.records else None
+    rows: list[tuple[object, ...]] = []
+    for step in sorted({*measured, *claimed}):
+        share = measured.get(step)
+        low, high = share.interval if share else ("", "")
+        rows.append(
+            (
+                *labels,
+                int(step),
+                claimed.get(step, ""),
+                share.mean if share else "",
+                low,
+                high,
+                record.count if share and record else "",
+                record.key if share and record else "",
+            )
+        )
+    return rows
+
+
+def _where(number: Number) -> str:
+    target = number.records[0].cell.target
+    return f"{target.dataset}, {target.model}"
+
+
+def _panel(table: Protocol, number: Number) -> str:
+    return table.rows[number.place.row].labels[0]
+
+
+def _note(axes: Any, text: str) -> None:
+    short = text if len(text) < 60 else text[:57] + "..."
+    axes.text(0.5, 0.5, short, transform=axes.transAxes, ha="center", va="center", fontsize=8)
+
+
+def _legend(figure: Any, handles: dict[str, Any], *, claimed: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = dict(handles)
+    if claimed:
+        shown["the paper's curve"] = Line2D(
+            [], [], color="#555555", linestyle=":", marker="o", markerfacecolor="none"
+        )
+    if shown:
+        figure.legend(
+            list(shown.values()), list(shown), loc="outside lower center", ncols=len(shown)
+        )

@@ -1,0 +1,269 @@
+"""Protocol x profile -> cells. Needs no torch, so that tables can be drawn without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from harness import claims, defaults, protocol
+from harness.claims import Claim
+from harness.decoding import nearest
+from harness.protocol import Column, Profile, Protocol, Row, Rule, Settings
+from harness.records import Cell, Target
+from harness.spec import parse
+from harness.types import HarnessError, Spec, ThreatModel
+
+_SETTINGS = Settings.__struct_fields__
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """One number of a table: where it stands, what is claimed, and the cells that measure it."""
+
+    row: int
+    column: int
+    settings: Settings
+    claim: Claim | None
+    cells: tuple[Cell, ...] = ()
+    """One for each seed; none where the place is skipped."""
+    published: Cell | None = None
+    """The cell at the paper's own scale."""
+    skip: str = ""
+
+    @property
+    def full_scale(self) -> bool:
+        """Whether nothing but seed and scoring draws differs from the paper's scale."""
+        return (
+            bool(self.cells)
+            and self.published is not None
+            and all(
+                dataclasses.replace(
+                    cell,
+                    draws=self.published.draws,
+                    target=dataclasses.replace(cell.target, seed=self.published.target.seed),
+                )
+                == self.published
+                for cell in self.cells
+            )
+        )
+
+
+def expand(
+    table: Protocol, profile: Profile, datasets: Mapping[str, str] | None = None
+) -> list[Place]:
+    """Every place of the table, row by row.
+
+    Args:
+        datasets: which of a profile's stand-ins is used; the first where it is not said.
+
+    Raises:
+        HarnessError: a cell that says too little, or names a recipe's setting that it does not have.
+    """
+    published = protocol.profile("paper")
+    found = []
+    for i, row in enumerate(table.rows):
+        for j, column in enumerate(table.columns):
+            settings = merged(table, row, column)
+            where = f"{table.name}, row {' / '.join(row.labels)}, column {column.title}"
+            claim = _claim(table, settings)
+            place = Place(row=i, column=j, settings=settings, claim=claim, skip=settings.skip or "")
+            if not place.skip:
+                try:
+                    place = _filled(place, table, profile, datasets or {}, published)
+                except HarnessError as error:
+                    raise HarnessError(f"{where}: {error}") from error
+            found.append(place)
+    return found
+
+
+def merged(table: Protocol, row: Row, column: Column) -> Settings:
+    """What a cell is made of: `defaults`, then the column, then the row, then the row's own cell."""
+    values: dict[str, Any] = {}
+    for source in (table.defaults, column, row, row.cells.get(column.title)):
+        for name in _SETTINGS:
+            value = getattr(source, name, None)
+            if value is not None:
+                values[name] = value
+    return Settings(**values)
+
+
+def _claim(table: Protocol, settings: Settings) -> Claim | None:
+    key = (
+        table.claims or table.name,
+        settings.dataset,
+        settings.model,
+        _word(settings.defense or ""),
+        settings.training or ("adversarial" if settings.defense == "madry" else "pure"),
+        settings.attack,
+        settings.steps,
+        settings.metric or "accuracy",
+    )
+    return claims.by_key().get(key)
+
+
+def _word(defense: str) -> str:
+    """`menet-nuc` of `menet-nuc(p_low=0.8)`."""
+    return defense.partition("(")[0]
+
+
+def _filled(
+    place: Place,
+    table: Protocol,
+    profile: Profile,
+    datasets: Mapping[str, str],
+    published: Profile,
+) -> Place:
+    settings = place.settings
+    rules = _rules(settings, profile, datasets)
+    skip = next((rule.skip for rule in reversed(rules) if rule.skip), "")
+    caps = dict(profile.caps)
+    for rule in rules:
+        caps |= rule.caps
+    value = getattr(settings, table.vary) if table.vary else None
+    if value is not None and value > caps.get(table.vary, value):
+        skip = f"this profile takes at most {caps[table.vary]} {table.vary}"
+    paper = _cell(settings, table, published, {}, 0)
+    if skip:
+        return dataclasses.replace(place, published=paper, skip=skip)
+    cells = tuple(_cell(settings, table, profile, datasets, seed) for seed in profile.seeds)
+    return dataclasses.replace(place, published=paper, cells=cells)
+
+
+def dataset_of(name: str, profile: Profile, datasets: Mapping[str, str]) -> str:
+    """What stands in for a dataset."""
+    options = profile.datasets.get(name)
+    return datasets.get(name) or (options[0] if options else name)
+
+
+def _training(settings: Settings) -> str:
+    if settings.training is not None:
+        return settings.training
+    return "adversarial" if _word(settings.defense or "") == "madry" else "pure"
+
+
+def _rules(settings: Settings, profile: Profile, datasets: Mapping[str, str]) -> list[Rule]:
+    facts = {
+        "dataset": dataset_of(settings.dataset or "", profile, datasets),
+        "model": settings.model or "",
+        "defense": _word(settings.defense or ""),
+        "attack": settings.attack or "",
+        "training": _training(settings),
+    }
+    return [
+        rule
+        for rule in profile.rules
+        if all(fnmatch.fnmatchcase(value, getattr(rule, name)) for name, value in facts.items())
+    ]
+
+
+def _cell(
+    settings: Settings, table: Protocol, profile: Profile, datasets: Mapping[str, str], seed: int
+) -> Cell:
+    for name in ("dataset", "model", "defense", "attack"):
+        if getattr(settings, name) is None:
+            raise HarnessError(f"it says no {name}")
+    assert settings.dataset and settings.model and settings.defense and settings.attack
+    rules = _rules(settings, profile, datasets)
+    dataset = dataset_of(settings.dataset, profile, datasets)
+    training = _training(settings)
+    caps, train = dict(profile.caps), dict[str, Any]()
+    limit, draws = profile.limit, settings.draws or profile.draws
+    for rule in rules:
+        caps |= rule.caps
+        train |= rule.train
+        limit = rule.limit or limit
+        draws = rule.draws or draws
+    if settings.limit is not None:
+        limit = min(settings.limit, limit or settings.limit)
+    epsilon = defaults.epsilon(dataset) * (
+        1.0 if settings.epsilon_times is None else settings.epsilon_times
+    )
+    target = Target(
+        dataset=dataset,
+        model=parse(profile.models.get(settings.model, settings.model)),
+        defense=_defense(settings.defense, profile),
+        training=defaults.plan(dataset, training, train),
+        seed=seed,
+    )
+    queries = settings.max_queries
+    if queries is not None and "queries" in caps:
+        queries = min(queries, caps["queries"])
+    return Cell(
+        target=target,
+        attack=_attack(settings, table, caps, dataset, epsilon),
+        threat=ThreatModel(epsilon=epsilon, norm=settings.norm or "linf"),
+        draws=draws,
+        limit=limit,
+        max_queries=queries,
+    )
+
+
+def _defense(text: str, profile: Profile) -> Spec:
+    spec = parse(text)
+    extra = profile.defenses.get(spec.name, "")
+    if extra:
+        spec = dataclasses.replace(
+            spec, parameters={**parse(f"x({extra})").parameters, **spec.parameters}
+        )
+    return dataclasses.replace(spec, name="vanilla") if spec.name == "madry" else spec
+
+
+def _attack(
+    settings: Settings, table: Protocol, caps: Mapping[str, int], dataset: str, epsilon: float
+) -> Spec:
+    """The attack with its places filled in."""
+    text = settings.attack or ""
+    template = table.attacks.get(text) or protocol.recipes().get(text) or text
+    known = {
+        "steps": settings.steps,
+        "eot": settings.eot,
+        "queries": settings.queries,
+        "samples": None,
+    }
+    filled: dict[str, int] = {}
+
+    def fill(match: re.Match[str]) -> str:
+        name, _, otherwise = match.group(1).partition(":")
+        if name not in known:
+            raise HarnessError(
+                f"attack {text!r} asks for {{{name}}}: {nearest(name, [*known, 'step'])}"
+            )
+        value = known[name] if known[name] is not None else int(otherwise) if otherwise else None
+        if value is None:
+            raise HarnessError(f"attack {text!r} needs {name}, and the cell does not say it")
+        filled[name] = min(value, caps.get(name, value))
+        return str(filled[name])
+
+    spec = re.sub(r"\{((?!step\})[\w:]+)\}", fill, template)
+    if "{step}" in spec:
+        spec = spec.replace("{step}", _step(settings, dataset, epsilon, filled["steps"]))
+    return parse(spec)
+
+
+def _step(settings: Settings, dataset: str, epsilon: float, steps: int) -> str:
+    """The cell's or the dataset's step size, or a larger one where so few steps cannot cross the ball."""
+    if settings.travel is not None:
+        return f"{settings.travel * epsilon / steps:.6g}"
+    size = defaults.step_size(dataset)
+    if steps * size < epsilon:
+        size = min(2.5 * epsilon / steps, max(epsilon / 4, epsilon / steps))
+    return repr(size)
+
+
+def steps_of(spec: Spec) -> int | None:
+    """How many steps an attack takes, its inner one counted."""
+    value = spec.parameters.get("steps")
+    if value is not None:
+        return int(value)
+    return steps_of(spec.inner) if spec.inner is not None else None
+
+
+def unique(places: list[Place]) -> list[Cell]:
+    """The cells of several tables, each once, in order."""
+    cells = {msgspec.json.encode(cell): cell for place in places for cell in place.cells}
+    return list(cells.values())

@@ -1,0 +1,223 @@
+"""Penultimate features on clean and attacked images: what Figures 4 and 5, and the gallery, show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from harness import expansion, images, keys, registry, store
+from harness.defended import Defended
+from harness.figure_data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
+from harness.numbers import cell_name
+from harness.protocol import Profile, Protocol
+from harness.random import Draws, Role
+from harness.records import Cell, Record
+from harness.runner import Plan, Runner, plan
+from harness.types import Batch, HarnessError
+
+QUANTILES = 200
+_EXAMPLES, _SHELVES = 4, 12
+
+
+def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runner: Runner) -> None:
+    """Store what a figure is drawn from that needs more than records, unless it is there."""
+    workshop = runner.workshop
+    if table.kind in ("ranks", "masks"):
+        try:
+            images.prepare(
+                table,
+                profile,
+                datasets,
+                runner.store,
+                data_dir=workshop.data_dir,
+                report=workshop.reporter,
+            )
+        except HarnessError as error:
+            workshop.reporter.say(f"{table.name}: {error}")
+    elif table.kind in ("features", "distances"):
+        _features(table, profile, datasets, runner)
+
+
+def attacked(current: Plan, runner: Runner) -> dict[int, Tensor]:
+    """The stored images of a cell by position in the test set; empty where they were cleaned away."""
+    found: dict[int, Tensor] = {}
+    folder = runner.store.progress_folder(current.generation_key)
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        try:
+            tensors, _ = store.read_tensors(path)
+        except (FileNotFoundError, HarnessError):
+            continue  # another run's business, or damage that `run` will mend
+        found |= dict(zip(tensors["positions"].tolist(), tensors["images"], strict=True))
+    return found
+
+
+def _features(
+    table: Protocol, profile: Profile, datasets: Mapping[str, str], runner: Runner
+) -> None:
+    workshop = runner.workshop
+    clouds, missing, bases, dataset = [], [], [], ""
+    places = expansion.expand(table, profile, datasets)
+    try:
+        plans = [plan(place.cells[0], workshop) for place in places if place.cells]
+    except HarnessError as error:
+        workshop.reporter.say(f"{table.name}: {error}")
+        return
+    basis = keys.key([[each.key for each in plans], table.images, QUANTILES])
+    kept = runner.store.read_json(FOLDER, table.name, FeatureData)
+    if kept is not None and kept.basis == basis and not kept.missing:
+        return
+    names: tuple[str, ...] = ()
+    for place, current in zip((p for p in places if p.cells), plans, strict=True):
+        cell = place.cells[0]
+        label = " ".join(table.rows[place.row].labels)
+        dataset = cell.target.dataset
+        test = workshop.dataset(dataset, "test")
+        names = test.classes
+        stored = attacked(current, runner)
+        positions = sorted(stored)[: table.images]
+        if not positions:
+            missing.append(f"{label}: the attacked images are not stored")
+            continue
+        defended = workshop.obtain(cell.target)
+        batch = test.batch(torch.tensor(positions)).to(workshop.device)
+        adversarial = torch.stack([stored[place] for place in positions]).to(batch.images)
+        bases.append(current.key)
+        for changed, pixels in ((False, batch.images), (True, adversarial)):
+            clouds.append(_cloud(label, changed, defended, batch, pixels, cell.target.seed))
+    found = FeatureData(
+        basis=basis, dataset=dataset, names=names, clouds=tuple(clouds), missing=tuple(missing)
+    )
+    runner.store.write_json(FOLDER, table.name, found)
+
+
+def _cloud(
+    label: str, changed: bool, defended: Defended, batch: Batch, pixels: Tensor, seed: int
+) -> Cloud:
+    penultimate = images.helper(f"{registry.models.package}.features").penultimate
+    draws = Draws(seed, batch.ids, Role.SCORE)
+    vectors, right = [], 0
+    with torch.no_grad():
+        for start in range(0, len(batch), 256):
+            part = slice(start, start + 256)
+            seen = defended.transform(pixels[part], draws[part])
+            vectors.append(penultimate(defended.model, seen).flatten(1).float().cpu())
+            right += int((defended.model(seen).argmax(1) == batch.labels[part]).sum())
+    features, labels = torch.cat(vectors), batch.labels.cpu()
+    within, among = _distances(features, labels)
+    x, y = _embedded(features)
+    return Cloud(
+        label=label,
+        attacked=changed,
+        accuracy=right / len(batch),
+        x=x,
+        y=y,
+        classes=tuple(labels.tolist()),
+        within=within,
+        among=among,
+    )
+
+
+def _distances(features: Tensor, labels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Quantiles of the Euclidean distances between pairs of one class, and of two."""
+    first, second = torch.triu_indices(len(labels), len(labels), offset=1)
+    distances = torch.pdist(features.double())
+    same = labels[first] == labels[second]
+    return _quantiles(distances[same]), _quantiles(distances[~same])
+
+
+def _quantiles(values: Tensor) -> tuple[float, ...]:
+    if not len(values):
+        return ()
+    ordered = values.sort().values
+    places = (torch.linspace(0, 1, QUANTILES + 1) * (len(ordered) - 1)).round().long()
+    return tuple(round(value, 6) for value in ordered[places].tolist())
+
+
+def _embedded(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The plane of t-SNE (van der Maaten and Hinton 2008), from a fixed start."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
+    plane = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(
+        features.numpy()
+    )
+    x, y = ([round(float(value), 4) for value in column] for column in plane.T)
+    return tuple(x), tuple(y)
+
+
+# --- the gallery ------------------------------------------------------------------------------------
+
+
+def prepare_gallery(cells: Sequence[Cell], results: Sequence[Record], runner: Runner) -> None:
+    """Store a few attacked images of each target, of the attack that did most harm.
+
+    Args:
+        cells: those of this run: a record may answer one that is spelled differently.
+        results: all records of the folder.
+    """
+    chosen = _harmful(results)
+    basis = keys.key(sorted(record.key for record in chosen))
+    kept = runner.store.read_json(FOLDER, "gallery", Gallery)
+    if kept is not None and kept.basis == basis:
+        return
+    asked = {cell_name(cell): cell for cell in cells}
+    shelves = []
+    for record in chosen:
+        cell = asked.get(cell_name(record.cell), record.cell)
+        try:
+            shelf = _shelf(plan(cell, runner.workshop), record, runner)
+        except HarnessError as error:  # a plugin or dataset of an earlier run that is gone
+            runner.workshop.reporter.say(f"gallery: {error}")
+            continue
+        if shelf is not None:
+            shelves.append(shelf)
+    runner.store.write_json(FOLDER, "gallery", Gallery(basis=basis, shelves=tuple(shelves)))
+
+
+def _harmful(results: Sequence[Record]) -> list[Record]:
+    worst: dict[bytes, Record] = {}
+    for record in results:
+        if record.access == "none" or record.transferred or not record.bounded:
+            continue
+        target = keys.canonical(record.cell.target)
+        kept = worst.get(target)
+        if kept is None or (record.robust.mean, record.key) < (kept.robust.mean, kept.key):
+            worst[target] = record
+    return [worst[target] for target in sorted(worst)][:_SHELVES]
+
+
+def _shelf(current: Plan, record: Record, runner: Runner) -> Shelf | None:
+    workshop = runner.workshop
+    stored = attacked(current, runner) if current.key == record.key else {}
+    positions = sorted(stored)[:_EXAMPLES]
+    if not positions:  # cleaned away, or of other code or data than is here
+        return None
+    test = workshop.dataset(record.cell.target.dataset, "test")
+    defended = workshop.obtain(record.cell.target)
+    batch = test.batch(torch.tensor(positions)).to(workshop.device)
+    adversarial = torch.stack([stored[place] for place in positions]).to(batch.images)
+    draws = Draws(record.cell.target.seed, batch.ids, Role.SCORE)
+    with torch.no_grad():
+        before = defended.logits(batch.images, draws).argmax(1).tolist()
+        after = defended.logits(adversarial, draws).argmax(1).tolist()
+        seen = defended.transform(adversarial, draws)
+    change = adversarial - batch.images
+    examples = []
+    for place in range(len(positions)):
+        examples.append(
+            Example(
+                sample=int(batch.ids[place]),
+                label=test.classes[int(batch.labels[place])],
+                original=images.to_picture(batch.images[place]),
+                adversarial=images.to_picture(adversarial[place]),
+                perturbation=images.to_picture(0.5 + 10 * change[place]),
+                rebuilt=images.to_picture(seen[place]) if seen.shape == change.shape else None,
+                before=test.classes[before[place]],
+                after=test.classes[after[place]],
+                linf=round(float(change[place].abs().max()), 6),
+                l2=round(float(change[place].norm()), 6),
+            )
+        )
+    return Shelf(key=record.key, examples=tuple(examples))

@@ -1,0 +1,193 @@
+"""Figures that look at images alone: approximate ranks, and masks with their reconstructions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import data, keys, protocol, registry
+from harness.figure_data import FOLDER, MaskData, Picture, RankData, Ranks, picture
+from harness.progress import Reporter, reporter
+from harness.protocol import Profile, Protocol
+from harness.random import Draws, Role
+from harness.spec import build, parse
+from harness.store import Store
+from harness.types import Dataset, Defense, HarnessError
+
+_CHUNK = 1000
+
+
+def helper(module: str) -> Any:
+    """A module of pure functions that stands beside plugins (`defenses.estimation`): the engine names no
+    plugin package, the registries know theirs."""
+    return importlib.import_module(module)
+
+
+def to_picture(image: Tensor) -> Picture:
+    """(C, H, W) in [0, 1] -> eight bits."""
+    octets = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return picture(octets.shape, octets.contiguous().numpy().tobytes())
+
+
+# --- ranks (Figure 1) -------------------------------------------------------------------------------
+
+
+def ranks(dataset: Dataset, count: int, report: Reporter) -> Ranks:
+    """Approximate ranks of the first `count` images."""
+    approximate_rank = helper(f"{registry.defenses.package}.estimation").approximate_rank
+    part = dataset.first(count)
+    found = []
+    with report.task(f"ranks of {dataset.name}", len(part)) as task:
+        for start in range(0, len(part), _CHUNK):
+            batch = part.batch(slice(start, start + _CHUNK))
+            found.append(approximate_rank(batch.images))
+            task.advance(len(batch))
+    counts = torch.bincount(torch.cat(found)).tolist()
+    channels, height, width = dataset.shape
+    return Ranks(
+        dataset=dataset.name,
+        split=dataset.split,
+        count=len(part),
+        height=height,
+        width=channels * width,
+        images_of_rank=tuple(counts),
+    )
+
+
+def rank_data(
+    names: Sequence[str],
+    count: int,
+    *,
+    data_dir: Path | None,
+    report: Reporter,
+    kept: RankData | None = None,
+) -> RankData:
+    """Ranks of several datasets, test splits; those that are not here are named.
+
+    Args:
+        kept: what an earlier run found; taken as it is where it is of the same images.
+    """
+    loaded, missing = [], []
+    for name in dict.fromkeys(names):
+        try:
+            loaded.append(data.load(name, "test", data_dir=data_dir, reporter=report))
+        except HarnessError as error:
+            missing.append(f"{name}: {error}")
+    if not loaded:
+        raise HarnessError("; ".join(missing))
+    basis = keys.key([[(each.name, each.digest) for each in loaded], count, missing])
+    if kept is not None and kept.basis == basis:
+        return kept
+    return RankData(
+        basis=basis,
+        datasets=tuple(ranks(each, count, report) for each in loaded),
+        missing=tuple(missing),
+    )
+
+
+# --- masks (Figure 2) -------------------------------------------------------------------------------
+
+
+def mask_data(
+    name: str,
+    defenses: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    position: int = 0,
+    data_dir: Path | None,
+    report: Reporter,
+) -> MaskData:
+    """One test image under masks of every probability, and what each defense makes of it.
+
+    A defense must have `p_low` and `p_high`; all see the same masks.
+    """
+    dataset = data.load(name, "test", data_dir=data_dir, reporter=report)
+    if not 0 <= position < len(dataset):
+        raise HarnessError(f"image {position}: {name} has test images 0 to {len(dataset) - 1}")
+    batch = dataset.batch(slice(position, position + 1))
+    draws = Draws(0, batch.ids, Role.SCORE)
+    channels, height, width = dataset.shape
+    masks = [draws.bernoulli(p, channels, height, width, lane="mask") for p in probabilities]
+    rows = [("masked", tuple(to_picture((batch.images * mask)[0]) for mask in masks))]
+    errors = []
+    for text in defenses:
+        made, error = [], []
+        for probability in probabilities:
+            spec = parse(text)
+            range_ = {"p_low": probability, "p_high": probability}
+            spec = type(spec)(spec.name, {**spec.parameters, **range_}, spec.inner)
+            defense: Defense = build(spec, registry.defenses)
+            with torch.no_grad():
+                rebuilt = defense.transform(batch.images, draws)
+            made.append(to_picture(rebuilt[0]))
+            error.append(round(float((rebuilt - batch.images).square().mean().sqrt()), 6))
+        rows.append((text, tuple(made)))
+        errors.append((text, tuple(error)))
+    return MaskData(
+        basis=keys.key([dataset.digest, position, list(defenses), list(probabilities)]),
+        dataset=name,
+        sample=position,
+        label=dataset.classes[int(batch.labels[0])],
+        probabilities=tuple(probabilities),
+        original=to_picture(batch.images[0]),
+        rows=tuple(rows),
+        errors=tuple(errors),
+    )
+
+
+# --- in a protocol, and on the command line ---------------------------------------------------------
+
+
+def prepare(
+    table: Protocol,
+    profile: Profile,
+    datasets: Mapping[str, str],
+    store: Store,
+    *,
+    data_dir: Path | None,
+    report: Reporter,
+) -> None:
+    """Store what `ranks` and `masks` figures are drawn from."""
+    names = [datasets.get(name, name) for name in table.datasets]
+    if table.kind == "ranks":
+        count = min(table.images, profile.images or table.images)
+        kept = store.read_json(FOLDER, table.name, RankData)
+        found: object = rank_data(names, count, data_dir=data_dir, report=report, kept=kept)
+    else:
+        found = mask_data(
+            names[0], table.defenses, table.probabilities, data_dir=data_dir, report=report
+        )
+    store.write_json(FOLDER, table.name, found)
+
+
+def rank_command(**words: Any) -> int:
+    """`harness rank`."""
+    from harness import figures
+
+    report = reporter()
+    found = rank_data(words["datasets"], words["images"], data_dir=words["data_dir"], report=report)
+    table = protocol.load("figure1")
+    figures.save(figures.draw_ranks(table, found), words["output"], "rank")
+    return 0
+
+
+def reconstruct_command(**words: Any) -> int:
+    """`harness reconstruct`."""
+    from harness import figures
+
+    table = protocol.load("figure2")
+    found = mask_data(
+        words["dataset"],
+        words["defenses"] or table.defenses,
+        table.probabilities,
+        position=words["image"],
+        data_dir=words["data_dir"],
+        report=reporter(),
+    )
+    figures.save(figures.draw_masks(table, found), words["output"], "reconstruct")
+    return 0

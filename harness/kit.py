@@ -1,0 +1,139 @@
+"""The conformance kit on a file: which plugins it holds, and how they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import conformance as kit
+from harness import conformance_defenses, registry
+from harness.data import load
+from harness.spec import build, fields, parse
+from harness.types import Attack, Defense, HarnessError, Spec
+
+QUICK = {"steps": 3, "samples": 8, "queries": 12, "max_iterations": 3, "eot": 2, "restarts": 1}
+"""Settings that make an attack of any kind a matter of a second."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One check of one plugin. Calling it raises AssertionError with the reason where it fails."""
+
+    plugin: str
+    name: str
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.run()
+
+    def __str__(self) -> str:
+        return f"{self.plugin}: {self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """How a check went; `reason` is empty where the promise is kept."""
+
+    check: str
+    reason: str = ""
+
+
+def checks(word: str) -> list[Check]:
+    """All checks of what a word names: a file, `file.py:Class`, or a registered name with parameters.
+
+    Raises:
+        HarnessError: no such file or plugin, or a file without attacks and defenses.
+    """
+    found: list[Check] = []
+    for name, plugin in _plugins(word):
+        if isinstance(plugin, Attack):
+            found += _of_attack(name, plugin)
+        else:
+            found += _of_defense(name, plugin)
+    return found
+
+
+def findings(word: str) -> Iterator[Finding]:
+    """Every check in turn, whatever the ones before found."""
+    return map(finding, checks(word))
+
+
+def finding(check: Check) -> Finding:
+    """How one check goes."""
+    try:
+        check()
+    except AssertionError as error:
+        return Finding(str(check), str(error) or "an assertion failed")
+    except Exception as error:  # a guest's failure is one check's failure
+        first = str(error).strip().split("\n")[0]
+        return Finding(str(check), f"{type(error).__name__}: {first}")
+    return Finding(str(check))
+
+
+def _plugins(word: str) -> list[tuple[str, Attack | Defense]]:
+    if word.endswith(".py"):
+        module = registry.load_file(Path(word))
+        own = [
+            each
+            for each in vars(module).values()
+            if inspect.isclass(each)
+            and issubclass(each, Attack | Defense)
+            and each.__module__ == module.__name__
+            and not inspect.isabstract(each)
+        ]
+        if not own:
+            raise HarnessError(
+                f"{word} defines no attack and no defense: a class of harness.types.Attack or Defense"
+            )
+        return [(each.__name__, _quick(f"{word}:{each.__name__}", _kind(each))) for each in own]
+    spec = parse(word)
+    for kind in (registry.attacks, registry.defenses):
+        try:
+            kind.get(spec.name)
+        except HarnessError:
+            continue
+        plugin = _quick(word, kind)
+        right = Attack if kind is registry.attacks else Defense
+        if isinstance(plugin, right):
+            return [(spec.name.rpartition(":")[2], plugin)]
+    raise HarnessError(
+        f"{word!r} is no file, and neither an attack nor a defense: try `harness list`"
+    )
+
+
+def _kind(plugin: type) -> registry.Registry:
+    return registry.attacks if issubclass(plugin, Attack) else registry.defenses
+
+
+def _quick(word: str, kind: registry.Registry) -> Any:
+    """The plugin with small budgets, where it has such fields and they were not set."""
+    spec = parse(word)
+    known = fields(kind.get(spec.name)) if spec.inner is None else {}
+    small = {name: value for name, value in QUICK.items() if name in known}
+    if kind is not registry.attacks:
+        small = {}
+    return build(Spec(spec.name, {**small, **spec.parameters}, spec.inner), kind)
+
+
+def _of_attack(name: str, attack: Attack) -> list[Check]:
+    found = [Check(name, "described", functools.partial(kit.described, attack))]
+    for randomised in (False, True):
+        victim = kit.victim(randomised=randomised)
+        batch = kit.some_images(victim)
+        against = "randomised" if randomised else "deterministic"
+        for label, check in kit.ATTACK_CHECKS.items():
+            run = functools.partial(check, attack, victim, batch)
+            found.append(Check(name, f"{label} ({against} victim)", run))
+    return found
+
+
+def _of_defense(name: str, defense: Defense) -> list[Check]:
+    batch = load("digits", "test").batch(slice(0, 8))
+    found = [Check(name, "described", functools.partial(kit.described, defense))]
+    for label, check in conformance_defenses.DEFENSE_CHECKS.items():
+        found.append(Check(name, label, functools.partial(check, defense, batch)))
+    return found

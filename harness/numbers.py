@@ -1,0 +1,256 @@
+"""Places of a table -> numbers: what is claimed, what was measured, what a stronger attack leaves of it.
+
+Queries over records. Needs no torch, and never gives a number that no record backs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from harness import audit, claims, expansion, keys, suite
+from harness.expansion import Place
+from harness.protocol import Profile, Protocol
+from harness.records import Cell, Failure, Record
+from harness.statistics import wilson
+from harness.store import Store
+from harness.tables import Loaded, load
+
+CELLS = "cells"
+"""Folder of the results that says which record answers a cell: one record may answer cells that are
+spelled differently, and older records of a cell may lie beside the one that counts."""
+
+State = Literal["holds", "fell", "untested", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A proportion with its 95 % Wilson interval, images taken as the independent units."""
+
+    mean: float
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.mean * self.count, self.count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class After:
+    """The worst case over all attacks on one target in one ball, image by image."""
+
+    share: Share
+    attacks: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Number:
+    """All that is to be said in one place of a table."""
+
+    place: Place
+    measured: Share | None
+    after: After | None
+    flags: Mapping[str, str]
+    records: tuple[Record, ...]
+    reason: str = ""
+    """Why there is no number: skipped, refused, failed. Empty where nothing was run yet."""
+
+
+def cell_name(cell: Cell) -> str:
+    """What a cell is called in the results folder."""
+    return keys.key(cell)
+
+
+class Results:
+    """All that a results folder holds, ready to be asked cell by cell."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.loaded: Loaded = load(store)
+        self.flags = audit.across(self.loaded.records)
+        self.records = {record.key: record for record in self.loaded.records}
+        self.failures = {failure.key: failure for failure in self.loaded.failures}
+        self._cells: dict[str, list[str]] = {}
+        found: list[Record | Failure] = [*self.loaded.failures, *self.loaded.records]
+        for item in found:
+            self._cells.setdefault(cell_name(item.cell), []).append(item.key)
+        self._groups: dict[tuple[object, ...], list[Record]] = {}
+        for record in self.loaded.records:
+            self._groups.setdefault(_group(record), []).append(record)
+
+    def find(self, cell: Cell) -> Record | Failure | None:
+        """What was found for a cell."""
+        name = cell_name(cell)
+        key = self.store.read_json(CELLS, name, str)
+        candidates = [key] if key is not None else self._cells.get(name, [])
+        records = [self.records[each] for each in candidates if each in self.records]
+        if records:
+            return max(records, key=self._age)
+        failures = [self.failures[each] for each in candidates if each in self.failures]
+        return max(failures, key=lambda failure: failure.key) if failures else None
+
+    def _age(self, record: Record) -> tuple[str, str]:
+        timing = self.loaded.timings.get(record.key)
+        return (timing.started if timing else "", record.key)
+
+    def choose(self, table: Protocol, profile: Profile) -> dict[str, str]:
+        """Which stand-ins for datasets the records of a table used: the first that left any."""
+        used = {record.cell.target.dataset for record in self.loaded.records}
+        used |= {failure.cell.target.dataset for failure in self.loaded.failures}
+        return {
+            dataset: next((name for name in options if name in used), options[0])
+            for dataset, options in profile.datasets.items()
+        }
+
+    def numbers(self, table: Protocol, profile: Profile) -> list[Number]:
+        """Every place of a table, with what is known about it."""
+        places = expansion.expand(table, profile, self.choose(table, profile))
+        return [self.number(place) for place in places]
+
+    def number(self, place: Place) -> Number:
+        found = [self.find(cell) for cell in place.cells]
+        records = tuple(item for item in found if isinstance(item, Record))
+        failures = [item for item in found if isinstance(item, Failure)]
+        reason = place.skip
+        if not records and failures:
+            reason = f"{failures[0].kind}: {failures[0].reason}"
+        flags: dict[str, str] = {}
+        for record in records:
+            flags |= self.flags[record.key]
+        return Number(
+            place=place,
+            measured=_pooled(place, records),
+            after=self.after(records[0]) if len(records) == 1 else self._after_all(records),
+            flags=dict(sorted(flags.items())),
+            records=records,
+            reason=reason,
+        )
+
+    def after(self, record: Record) -> After | None:
+        """The worst case over all that attacked this target in this ball, the same images each.
+
+        None where no second attack was run.
+        """
+        group = [
+            other
+            for other in self._groups[_group(record)]
+            if len(other.robust_outcomes) == len(record.robust_outcomes) and not _is_clean(other)
+        ]
+        names = tuple(sorted({str(other.cell.attack) for other in group}))
+        if _is_clean(record) or len(names) < 2:
+            return None
+        worst = suite.worst_case(sorted(group, key=lambda other: other.key))
+        return After(
+            share=Share(worst.mean, worst.count),
+            attacks=names,
+            keys=tuple(sorted(other.key for other in group)),
+        )
+
+    def _after_all(self, records: Sequence[Record]) -> After | None:
+        """The mean over seeds, where every seed has a worst case."""
+        every = [self.after(record) for record in records]
+        found = [after for after in every if after is not None]
+        if not found or len(found) < len(every):
+            return None
+        mean = sum(after.share.mean for after in found) / len(found)
+        return After(
+            share=Share(mean, min(after.share.count for after in found)),
+            attacks=tuple(sorted({name for after in found for name in after.attacks})),
+            keys=tuple(sorted({key for after in found for key in after.keys})),
+        )
+
+
+def _is_clean(record: Record) -> bool:
+    return record.access == "none" and record.distances.get("largest_linf") == 0
+
+
+def _group(record: Record) -> tuple[object, ...]:
+    threat = record.cell.threat
+    return (audit.target_key(record), threat.norm, threat.epsilon)
+
+
+def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
+    """The mean over seeds. Its count is that of one seed: the images are the same."""
+    if not records:
+        return None
+    if place.settings.metric == "accuracy-any-iterate":
+        values = [1 - record.fooled_on_the_way for record in records]
+    else:
+        values = [record.robust.mean for record in records]
+    return Share(sum(values) / len(values), min(record.count for record in records))
+
+
+# --- what became of a claim -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of a claim. Only numbers of the paper's own scale decide; others are a hint."""
+
+    state: State
+    says: str
+    scaled_down: bool = False
+
+
+def verdict(number: Number) -> Verdict | None:
+    """None where nothing is claimed."""
+    claim = number.place.claim
+    if claim is None:
+        return None
+    if claim.value is None:
+        return Verdict(state="unknown", says=f"the number is not known here ({claim.note})")
+    refuted = claims.refutations(claim)
+    if number.place.full_scale and number.measured is not None:
+        return _judged(number, claim.value / 100)
+    hint = _hint(number, claim.value / 100)
+    scaled = number.measured is not None
+    if refuted:
+        lowest = min(refuted, key=lambda other: other.value or 0.0)
+        says = f"{lowest.source}: {lowest.value:g} ({_recipe(lowest)})"
+        return Verdict(state="fell", says=says + hint, scaled_down=scaled)
+    if scaled:
+        return Verdict(
+            state="untested", says="measured at a smaller scale only" + hint, scaled_down=True
+        )
+    return Verdict(state="untested", says=number.reason or "nothing was measured")
+
+
+def _recipe(claim: claims.Claim) -> str:
+    return f"{claim.attack}{f', {claim.steps} steps' if claim.steps else ''}"
+
+
+def _judged(number: Number, claimed: float) -> Verdict:
+    assert number.measured is not None
+    low, high = number.measured.interval
+    if high < claimed:
+        return Verdict(state="fell", says=f"{percent(number.measured)} under the same attack")
+    if number.after is not None and number.after.share.interval[1] < claimed:
+        says = f"{percent(number.after.share)} after {len(number.after.attacks)} attacks"
+        return Verdict(state="fell", says=says)
+    says = f"{percent(number.measured)}" + (", above the claim" if low > claimed else "")
+    return Verdict(state="holds", says=says)
+
+
+def _hint(number: Number, claimed: float) -> str:
+    if number.measured is None:
+        return ""
+    lowest = number.after.share if number.after is not None else number.measured
+    side = "below" if lowest.interval[1] < claimed else "not below"
+    return f"; at this profile's scale {percent(lowest)}, {side} the claim"
+
+
+def percent(share: Share) -> str:
+    """`41.2 [38.2, 44.3]`"""
+    low, high = share.interval
+    return f"{100 * share.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+@functools.cache
+def symbols(count: int) -> tuple[str, ...]:
+    """Footnote marks: a, b, ... z, aa, ab, ..."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [*letters, *(first + second for first in letters for second in letters)]
+    return tuple(names[:count])

@@ -1,0 +1,211 @@
+"""A user's model: from the words of the command line to a checked classifier.
+
+How its weights are read is the business of the model plugin `own`; here stands what the engine asks of any
+model that was not trained here: whether it takes these images at all, and whether it was handed the range
+of pixels that it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from harness.defended import Defended
+from harness.random import Draws, Role
+from harness.records import TrainingPlan
+from harness.registry import models
+from harness.statistics import mcnemar
+from harness.types import Batch, Dataset, HarnessError, Spec
+
+PROBE_IMAGES = 256
+SIGNIFICANCE = 0.001
+"""Of the paired test; it is divided by the number of ranges that are tried."""
+SMALLEST = 0.05
+"""A difference of accuracy below this accuses nobody."""
+GIVEN = TrainingPlan(kind="given", epochs=0)
+"""The training of a model that came with its weights."""
+
+_USUAL: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "inside": ((0.0,), (1.0,)),
+    "bytes": ((0.0,), (1 / 255,)),
+    "half": ((0.5,), (0.5,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Ranges that models are trained on, by the word for --normalisation: (mean, std)."""
+_MEANING = {
+    "inside": "pixels in [0, 1]",
+    "bytes": "pixels from 0 to 255",
+    "half": "pixels in [-1, 1]",
+}
+
+
+def specification(model: Spec, *, weights: str | None, normalisation: str | None) -> Spec:
+    """The model that `--model`, `--weights` and `--normalisation` name together.
+
+    Raises:
+        HarnessError: a normalisation of a model that is trained here.
+    """
+    library = model.name.partition(":")[0]
+    complete = model.name.endswith(".pt2")
+    if weights is None and not complete:
+        if normalisation is not None:
+            raise HarnessError("--normalisation belongs to a model of your own: add --weights FILE")
+        return model
+    stated = normalisation or (
+        "timm" if library == "timm" and weights == "pretrained" else "inside"
+    )
+    parameters = {
+        **model.parameters,
+        "build": model.name,
+        "normalisation": stated,
+        **({"weights": weights} if weights else {}),
+    }
+    return Spec("own", parameters)
+
+
+def is_given(model: Spec) -> bool:
+    """Whether a model comes with its weights, so that it is never trained here."""
+    return bool(getattr(models.get(model.name), "given", False))
+
+
+def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
+    """The training of a target: none, where the model comes with its weights.
+
+    Raises:
+        HarnessError: adversarial training of such a model.
+    """
+    if not is_given(model):
+        return training
+    if training.kind == "adversarial":
+        raise HarnessError(
+            "a model that comes with its weights is not trained here: leave out --training adversarial "
+            "and madry, or leave out --weights"
+        )
+    return GIVEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a model answers on images that it should know."""
+
+    count: int
+    accuracy: float
+    better: str = ""
+    """The word for --normalisation under which it is clearly better; empty where none is."""
+    better_accuracy: float = 0.0
+
+    @property
+    def chance(self) -> str:
+        return f"right on {self.accuracy:.0%} of {self.count} unattacked images"
+
+
+def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
+    """Whether a given model takes these images, and in the range that it was handed.
+
+    Raises:
+        HarnessError: it does not take them, has another number of classes, or does clearly better with
+            another normalisation.
+    """
+    batch = dataset.batch(slice(0, PROBE_IMAGES)).to(device)
+    shown = seen(defended, batch)
+    logits = answer(defended.model, shown)
+    classes = len(dataset.classes)
+    if logits.shape[1] != classes:
+        raise HarnessError(
+            f"the model tells {logits.shape[1]} classes apart, {dataset.name} has {classes}: its last "
+            "layer must have one output for each class of the dataset, in the dataset's order"
+        )
+    found = probe(defended.model, shown, batch.labels)
+    if found.better:
+        raise wrong_range(found)
+    return found
+
+
+def wrong_range(found: Probe) -> HarnessError:
+    """What to raise for a model that was handed pixels of a range it does not know."""
+    meaning = _MEANING.get(found.better, f"pixels normalised as {found.better}")
+    return HarnessError(
+        f"the model is {found.chance}, but on {found.better_accuracy:.0%} if it is handed {meaning}: "
+        f"it was given the wrong range. Say --normalisation {found.better} "
+        f"(in Python normalisation={found.better!r})"
+    )
+
+
+def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
+    """`network` behind the normalisation that a word of --normalisation names."""
+    wrapped: nn.Module = models.get("own").behind(network, channels, normalisation)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def seen(defended: Defended, batch: Batch) -> Tensor:
+    """What the classifier sees of a batch, under one draw."""
+    with torch.no_grad():
+        return defended.transform(batch.images, Draws(0, batch.ids, Role.VERIFY))
+
+
+def answer(model: nn.Module, images: Tensor) -> Tensor:
+    """(N, K) logits.
+
+    Raises:
+        HarnessError: the model does not take these images, or returns anything but (N, K) numbers.
+    """
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except HarnessError:
+        raise
+    except Exception as error:  # a guest's model may raise anything
+        first = str(error).strip().split("\n")[0]
+        raise HarnessError(
+            f"the model does not take images of shape {tuple(images.shape)}: {first}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise HarnessError(f"the model gives {shape} for {len(images)} images: it must give (N, K)")
+    if not bool(torch.isfinite(logits).all()):
+        raise HarnessError("the model gives logits that are not finite on unattacked images")
+    return logits
+
+
+def probe(model: nn.Module, images: Tensor, labels: Tensor) -> Probe:
+    """Accuracy as handed, and under every usual range in place of the declared one.
+
+    A range is `better` where a paired test is sure of it (McNemar 1947) and the difference matters. The
+    model's own first layer, where it is a declared normalisation, is left out for the comparison.
+    """
+    network = getattr(model, "network", None)
+    bare = network if isinstance(network, nn.Module) and hasattr(model, "normalise") else model
+    own = answer(model, images).argmax(dim=1) == labels
+    accuracy = float(own.float().mean())
+    channels = images.shape[1]
+    best, best_accuracy = "", accuracy
+    for word, (mean, std) in _USUAL.items():
+        if len(mean) not in (1, channels):
+            continue
+        shifted = (images - images.new_tensor(mean).reshape(1, -1, 1, 1)) / images.new_tensor(
+            std
+        ).reshape(1, -1, 1, 1)
+        other = answer(bare, shifted).argmax(dim=1) == labels
+        share = float(other.float().mean())
+        gained, lost = int((other & ~own).sum()), int((own & ~other).sum())
+        sure = mcnemar(gained, lost) < SIGNIFICANCE / len(_USUAL)
+        if sure and share - accuracy > SMALLEST and share > best_accuracy:
+            best, best_accuracy = word, share
+    return Probe(len(labels), accuracy, best, best_accuracy)
+
+
+def doubt(found: Probe, classes: int) -> str:
+    """A line for a model that knows its images hardly better than chance; empty where it does."""
+    width = 2 * math.sqrt((1 / classes) * (1 - 1 / classes) / max(found.count, 1))
+    if found.accuracy > 1 / classes + width:
+        return ""
+    return (
+        f"the model is {found.chance}, no better than chance ({1 / classes:.0%}): are these its images, "
+        "and its labels in this order?"
+    )

@@ -1,0 +1,363 @@
+"""A paper's table with what became of it: claimed | measured | after the adaptive suite | flags.
+
+Markdown, CSV and LaTeX from the records alone, byte for byte the same each time. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import audit, claims, expansion, store
+from harness.numbers import After, Number, Results, Share, percent, symbols, verdict
+from harness.protocol import Profile, Protocol
+from harness.records import Record
+from harness.tables import UNKNOWN, escape_markdown, guarded
+
+FOLDER = "tables"
+AFTER = "after the adaptive suite"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table as text: what all three formats print."""
+
+    title: str
+    caption: list[str]
+    header: list[str]
+    body: list[list[str]]
+    notes: list[str]
+    lead: int
+    """How many of the columns are labels."""
+
+
+def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
+    """The three files of a table under `tables/` of the results folder."""
+    numbers = results.numbers(table, profile)
+    page = sheet(table, profile, numbers)
+    folder = results.store.results / FOLDER
+    written = []
+    for suffix, text in (
+        ("md", markdown(page)),
+        ("csv", csv_text(table, numbers)),
+        ("tex", latex(page)),
+    ):
+        path = folder / f"{table.name}.{suffix}"
+        store.write_atomic(path, text.encode())
+        written.append(path)
+    return written
+
+
+def sheet(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> Sheet:
+    """The table in the paper's own order of rows and columns.
+
+    The worst case belongs to a defended model, not to a column: it stands once in each row.
+    """
+    marks = _marks(numbers)
+    single = len(table.columns) == 1
+    heads = table.heads or [""] * max((len(row.labels) for row in table.rows), default=0)
+    header = list(heads)
+    for column in table.columns:
+        title = "" if single else f"{column.title}: "
+        header += [f"{title}claimed"] if claims_anything(numbers) else []
+        header += [f"{title}measured"]
+    header += [AFTER] if table.suite else []
+    header += ["flags"]
+    body = []
+    for i, row in enumerate(table.rows):
+        mine = [number for number in numbers if number.place.row == i]
+        line = list(row.labels)
+        for number in mine:
+            line += [claimed(number)] if claims_anything(numbers) else []
+            line.append(measured(number, marks))
+        if table.suite:
+            line.append(_after(mine))
+        flags = sorted({flag for number in mine for flag in number.flags})
+        line.append(", ".join(flags) or ("none" if _any(mine) else UNKNOWN))
+        body.append(line)
+    notes = [f"{mark}: {flag} – {audit.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
+    notes += _claim_notes(table, numbers)
+    return Sheet(
+        title=f"{table.title}. {table.caption}",
+        caption=caption(table, profile, numbers),
+        header=header,
+        body=body,
+        notes=notes,
+        lead=len(heads),
+    )
+
+
+def _marks(numbers: Sequence[Number]) -> dict[str, str]:
+    """A letter for each flag of the table, in order of appearance."""
+    flags = list(dict.fromkeys(flag for number in numbers for flag in number.flags))
+    return dict(zip(flags, symbols(len(flags)), strict=True))
+
+
+def _any(numbers: Sequence[Number]) -> bool:
+    return any(number.records for number in numbers)
+
+
+def claims_anything(numbers: Sequence[Number]) -> bool:
+    """Whether the table has claims at all: one that goes beyond the paper has none."""
+    return any(number.place.claim is not None for number in numbers)
+
+
+def claimed(number: Number) -> str:
+    claim = number.place.claim
+    return UNKNOWN if claim is None or claim.value is None else f"{claim.value:.1f}"
+
+
+def measured(number: Number, marks: dict[str, str]) -> str:
+    """`41.2 [38.2, 44.3] (a, b)`, `refused: ...`, or a dash."""
+    if number.measured is None:
+        return number.reason or UNKNOWN
+    flags = ", ".join(marks[flag] for flag in number.flags)
+    return percent(number.measured) + (f" ({flags})" if flags else "")
+
+
+def worst(numbers: Sequence[Number]) -> After | None:
+    """The worst case of a row: the lowest, where its cells were scored on different images."""
+    found = [number.after for number in numbers if number.after is not None]
+    return min(found, key=lambda after: (after.share.mean, after.keys)) if found else None
+
+
+def _after(numbers: Sequence[Number]) -> str:
+    lowest = worst(numbers)
+    return f"{percent(lowest.share)}, {len(lowest.attacks)} attacks" if lowest else UNKNOWN
+
+
+def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
+    """What is to be known about the claims, and what others found; each once."""
+    places: dict[str, list[str]] = {}
+    for number in numbers:
+        claim = number.place.claim
+        if claim is None:
+            continue
+        row = " / ".join(table.rows[number.place.row].labels)
+        column = table.columns[number.place.column].title
+        where = row if len(table.columns) == 1 else f"{row}, {column}"
+        if claim.note:
+            places.setdefault(f"claim: {claim.note}", []).append(where)
+        for other in claims.refutations(claim):
+            steps = f", {other.steps} steps" if other.steps else ""
+            says = f"refuted: {other.value:g} in {other.source} ({other.attack}{steps}"
+            places.setdefault(f"{says}; {other.note})", []).append(where)
+    return [
+        f"{note} – {'; '.join(found) if len(found) < 4 else f'{len(found)} numbers'}"
+        for note, found in places.items()
+    ]
+
+
+# --- the caption ------------------------------------------------------------------------------------
+
+
+def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> list[str]:
+    """What a reader must know before believing a number: profile, scale, seeds, commit."""
+    lines = []
+    if table.source:
+        lines.append(f"Claimed: {table.source}.")
+    records = [record for number in numbers for record in number.records]
+    lines.append(f"Profile {profile.name}: {profile.summary}.")
+    if not records:
+        return [*lines, "Nothing is measured yet."]
+    smaller = scaled_down(numbers)
+    if smaller:
+        lines.append("Scaled down: " + "; ".join(smaller) + ".")
+    facts = [
+        f"{_range([record.count for record in records])} test images",
+        f"{_range([_epochs(record) for record in records])} epochs",
+        f"{_range([int(record.resolved['draws']) for record in records])} scoring draws",
+        f"seeds {_list(record.cell.target.seed for record in records)}",
+        f"commit {_list(record.made.get('commit', 'unknown') for record in records)}",
+        f"device {_list(record.made.get('device', 'unknown') for record in records)}",
+    ]
+    steps = [expansion.steps_of(record.cell.attack) for record in records]
+    if any(steps):
+        facts.insert(1, f"{_range([step for step in steps if step])} attack steps")
+    lines.append("; ".join(facts) + ".")
+    lines.append(
+        "Accuracy in percent, mean over the scoring draws [95 % Wilson interval, images as units]."
+    )
+    if table.suite:
+        lines.append(
+            "After the adaptive suite: each image under its worst attack of all that were run on this "
+            "model in this ball (chosen by one half of the draws, scored by the other); a dash where "
+            "only one was."
+        )
+    if profile.name == "smoke":
+        lines.append("No number here tests a claim of the paper: it shows that the parts work.")
+    return lines
+
+
+def scaled_down(numbers: Sequence[Number]) -> list[str]:
+    """How the cells differ from the paper's, in words."""
+    stand_ins: dict[str, None] = {}
+    epochs: set[tuple[int, int]] = set()
+    steps: set[tuple[int, int]] = set()
+    training: set[int] = set()
+    tests: set[int] = set()
+    for number in numbers:
+        settings, published = number.place.settings, number.place.published
+        if published is None:
+            continue
+        for record in number.records:
+            cell, plan = record.cell, record.cell.target.training
+            if cell.target.dataset != settings.dataset:
+                stand_ins[f"{cell.target.dataset} in place of {settings.dataset}"] = None
+            if cell.target.model != published.target.model:
+                stand_ins[f"{cell.target.model} in place of {settings.model}"] = None
+            if plan.epochs != published.target.training.epochs:
+                epochs.add((plan.epochs, published.target.training.epochs))
+            here, there = expansion.steps_of(cell.attack), expansion.steps_of(published.attack)
+            if here and there and here != there:
+                steps.add((here, there))
+            if plan.limit is not None and plan.limit != published.target.training.limit:
+                training.add(plan.limit)
+            if cell.limit is not None and cell.limit != published.limit:
+                tests.add(record.count)
+    said = list(stand_ins)
+    for pairs, what in ((epochs, "epochs"), (steps, "attack steps")):
+        if pairs:
+            here_, there_ = zip(*sorted(pairs), strict=True)
+            said.append(f"{_range(here_)} of {_range(there_)} {what}")
+    if training:
+        said.append(f"{_range(sorted(training))} training images")
+    if tests:
+        said.append(f"the first {_range(sorted(tests))} test images")
+    return said
+
+
+def _epochs(record: Record) -> int:
+    return record.cell.target.training.epochs
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _list(values: object) -> str:
+    return ", ".join(sorted({str(value) for value in values}))  # type: ignore[attr-defined]
+
+
+# --- formats ----------------------------------------------------------------------------------------
+
+
+def markdown(page: Sheet) -> str:
+    """A GitHub table with its caption above and its notes below."""
+    lines = [f"**{escape_markdown(page.title)}**", ""]
+    lines += [escape_markdown(" ".join(page.caption)), ""]
+    lines.append(_line(page.header))
+    lines.append(_line(["---"] * len(page.header)))
+    lines += [_line(row) for row in page.body]
+    if page.notes:
+        lines += ["", *(f"- {escape_markdown(note)}" for note in page.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "ε": r"$\varepsilon$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
+
+
+def latex(page: Sheet) -> str:
+    """A booktabs table."""
+    columns = "l" * page.lead + "r" * (len(page.header) - page.lead - 1) + "l"
+    rows = [" & ".join(map(escape_latex, row)) + r" \\" for row in [page.header, *page.body]]
+    # A row that begins with [ would be read as the spacing that \\ takes.
+    body = ["{}" + row if row.startswith("[") else row for row in rows[1:]]
+    notes = [r"\par " + escape_latex(note) for note in page.notes]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\caption{" + escape_latex(" ".join([page.title + ".", *page.caption])) + "}",
+            r"\begin{tabular}{" + columns + "}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *notes,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
+    """One line for each number of the table, everything in full."""
+    heads = [head or f"label{place}" for place, head in enumerate(table.heads)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    fields = ["column", "claimed", "claim_source", "claim_note", "measured", "low", "high"]
+    fields += ["images", "draws", "one_draw", "vote", "after", "after_low", "after_high"]
+    fields += ["after_attacks", "flags", "verdict", "verdict_says", "dataset", "model", "defense"]
+    fields += ["training", "attack", "epsilon", "epochs", "seeds", "reason", "keys"]
+    writer.writerow([guarded(name) for name in [*heads, *fields]])
+    for number in numbers:
+        row = table.rows[number.place.row]
+        values = [*row.labels[: len(heads)], *_fields(table, number)]
+        writer.writerow([guarded(str(value)) for value in values])
+    return file.getvalue()
+
+
+def _fields(table: Protocol, number: Number) -> list[object]:
+    claim, records, judged = number.place.claim, number.records, verdict(number)
+    first = records[0] if records else None
+    cell = first.cell if first else (number.place.cells[0] if number.place.cells else None)
+    return [
+        table.columns[number.place.column].title,
+        "" if claim is None or claim.value is None else claim.value,
+        claim.source if claim else "",
+        claim.note if claim else "",
+        *_share(number.measured),
+        first.count if first else "",
+        first.resolved["draws"] if first else "",
+        first.robust.one_draw if first else "",
+        first.robust.vote if first else "",
+        *_share(number.after.share if number.after else None),
+        " ".join(number.after.attacks) if number.after else "",
+        " ".join(number.flags),
+        judged.state if judged else "",
+        judged.says if judged else "",
+        cell.target.dataset if cell else number.place.settings.dataset,
+        cell.target.model if cell else number.place.settings.model,
+        cell.target.label if cell else number.place.settings.defense,
+        cell.target.training.kind if cell else number.place.settings.training or "",
+        cell.attack if cell else number.place.settings.attack,
+        cell.threat.epsilon if cell else "",
+        cell.target.training.epochs if cell else "",
+        " ".join(str(each.target.seed) for each in number.place.cells),
+        number.reason,
+        " ".join(record.key for record in records),
+    ]
+
+
+def _share(share: Share | None) -> list[object]:
+    return ["", "", ""] if share is None else [share.mean, *share.interval]

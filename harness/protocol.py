@@ -1,0 +1,271 @@
+"""A table or figure as data: TOML, decoded and refused with line, key and the nearest allowed word.
+
+A protocol has rows and columns; a cell is what its column, its row and `defaults` say together. What
+is scaled down for a machine stands in a profile, never here. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from harness.decoding import decode, line_of, nearest
+from harness.types import HarnessError, Norm, Training
+
+Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]
+Metric = Literal["accuracy", "accuracy-any-iterate"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a cell is made of. What is None is left to `defaults`, to the column, to the dataset."""
+
+    dataset: str | None = None
+    model: str | None = None
+    defense: str | None = None
+    training: Training | None = None
+    attack: str | None = None
+    """A recipe of `attacks.toml` or of this file, or an attack as on the command line."""
+    steps: int | None = None
+    travel: float | None = None
+    """How far all steps go together, in multiples of epsilon. Default: the dataset's step size."""
+    epsilon_times: float | None = None
+    """Epsilon as a multiple of the dataset's. Default: 1."""
+    norm: Norm | None = None
+    eot: int | None = None
+    queries: int | None = None
+    draws: int | None = None
+    limit: int | None = None
+    max_queries: int | None = None
+    metric: Metric | None = None
+    skip: str | None = None
+    """Why this cell is never run: printed in its place."""
+
+
+class Column(Settings):
+    """One attack of the table, or one point of a curve."""
+
+    title: str
+    x: float | None = None
+    """Where the point stands on a curve's axis."""
+
+
+class Row(Settings):
+    """One defended model."""
+
+    labels: list[str]
+    cells: dict[str, Settings] = {}
+    """What differs in one column, by the column's title."""
+
+
+class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One table or figure."""
+
+    kind: Kind
+    title: str
+    caption: str
+    source: str = ""
+    name: str = ""
+    """Set by `load` from the file's name."""
+    claims: str = ""
+    """The id in claims.csv. Default: the name."""
+    heads: list[str] = []
+    """Headings of the rows' labels."""
+    attacks: dict[str, str] = {}
+    """Recipes of this file: a name and an attack with `{steps}`, `{step}`, `{eot}`, ... to fill in."""
+    defaults: Settings = msgspec.field(default_factory=Settings)
+    columns: list[Column] = []
+    rows: list[Row] = []
+    axis: str = ""
+    """What a curve's horizontal axis is."""
+    logarithmic: bool = False
+    vary: Literal["", "eot", "queries"] = ""
+    """What a curve varies: points beyond a profile's cap are left out, not measured with less."""
+    suite: bool = True
+    """Whether the column `after the adaptive suite` makes sense here."""
+    datasets: list[str] = []
+    defenses: list[str] = []
+    images: int = 2000
+    probabilities: list[float] = []
+
+
+class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Settings for the cells that match: shell patterns on the protocol's own words."""
+
+    dataset: str = "*"
+    """As it is used: after the profile's replacement."""
+    model: str = "*"
+    defense: str = "*"
+    attack: str = "*"
+    training: str = "*"
+    limit: int | None = None
+    draws: int | None = None
+    caps: dict[str, int] = {}
+    train: dict[str, Any] = {}
+    skip: str | None = None
+
+
+class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How far a protocol is scaled down. Of several rules that match a cell the last one wins."""
+
+    summary: str
+    budget: str
+    name: str = ""
+    limit: int | None = None
+    draws: int = 10
+    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
+    images: int | None = None
+    """Images of a figure that looks at images alone, at most."""
+    caps: dict[str, int] = {}
+    """The most steps, samples, eot, queries an attack takes."""
+    datasets: dict[str, list[str]] = {}
+    """Datasets that stand in for another: the first that is there."""
+    models: dict[str, str] = {}
+    defenses: dict[str, str] = {}
+    """Parameters added to a defense: `menet-nuc = "gap=1e-2"`."""
+    rules: list[Rule] = []
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """The protocols that come with the harness: tables, figures, then what goes beyond the paper."""
+    folder = importlib.resources.files("harness.protocols")
+    found = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    found = [name for name in found if name not in ("defaults", "profiles", "attacks")]
+    return sorted(found, key=order)
+
+
+def order(name: str) -> tuple[bool, bool, str]:
+    """Tables of the paper, its figures, then all else."""
+    return (re.fullmatch(r"table\d+", name) is None, re.fullmatch(r"figure\d+", name) is None, name)
+
+
+def load(name: str) -> Protocol:
+    """A protocol by its name, or one's own by the path of its file.
+
+    Raises:
+        HarnessError: no such protocol (with the nearest), or a file that is wrong (with line and key).
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        text = _read(path)
+        chosen = decode(text, Protocol, str(path))
+        chosen.name = path.stem
+    elif name in names():
+        text = _shipped(f"{name}.toml")
+        chosen = decode(text, Protocol, f"{name}.toml")
+        chosen.name = name
+    else:
+        raise HarnessError(
+            f"no protocol is called {name!r}: {nearest(name, names())}; one of your own is path/to/"
+            "file.toml, and `all` means all"
+        )
+    if not _NAME.fullmatch(chosen.name):
+        raise HarnessError(
+            f"{name}: the file's name becomes the table's, so it must be of a-z, 0-9 and - "
+            "(my-table.toml)"
+        )
+    _check(chosen, text, name)
+    return chosen
+
+
+def profiles() -> dict[str, Profile]:
+    """The profiles that come with the harness, by name."""
+    return _profiles(_shipped("profiles.toml"), "profiles.toml")
+
+
+def profile(name: str) -> Profile:
+    """A profile by its name, or one's own as `file.toml:name`.
+
+    Raises:
+        HarnessError: no such profile, or a file that is wrong.
+    """
+    file, separator, own = name.rpartition(":")
+    if separator and file.endswith(".toml"):
+        offered, name = _profiles(_read(Path(file)), file), own
+    else:
+        offered = profiles()
+    if name not in offered:
+        raise HarnessError(
+            f"no profile is called {name!r}: {nearest(name, offered)}; one of your own is "
+            "path/to/file.toml:name"
+        )
+    return offered[name]
+
+
+@functools.cache
+def recipes() -> dict[str, str]:
+    """The attacks that protocols call by name."""
+    table: dict[str, str] = tomllib.loads(_shipped("attacks.toml"))
+    return table
+
+
+def _shipped(file: str) -> str:
+    return importlib.resources.files("harness.protocols").joinpath(file).read_text("utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HarnessError(f"cannot read {path}: {reason}") from None
+
+
+def _profiles(text: str, file: str) -> dict[str, Profile]:
+    found = decode(text, dict[str, Profile], file)
+    for name, each in found.items():
+        if not _NAME.fullmatch(name):
+            raise HarnessError(f"{file}: a profile's name must be of a-z, 0-9 and -, not {name!r}")
+        each.name = name
+    return found
+
+
+# --- refusing ---------------------------------------------------------------------------------------
+
+
+def _check(chosen: Protocol, text: str, file: str) -> None:
+    """What types alone do not say."""
+
+    def refuse(path: str, message: str) -> typing.NoReturn:
+        place = path.lstrip(".")
+        raise HarnessError(f"{file}, line {line_of(text, path)}, {place}: {message}")
+
+    titles = [column.title for column in chosen.columns]
+    if chosen.kind in ("table", "curve", "steps", "features", "distances"):
+        for part in ("rows", "columns"):
+            if not getattr(chosen, part):
+                refuse(".kind", f"a {chosen.kind} needs [[{part}]]")
+    if len(set(titles)) < len(titles):
+        refuse(".columns", "two columns have the same title")
+    for number, row in enumerate(chosen.rows):
+        if chosen.heads and len(row.labels) != len(chosen.heads):
+            refuse(
+                f".rows[{number}].labels",
+                f"{len(row.labels)} labels under {len(chosen.heads)} heads",
+            )
+        for title in row.cells:
+            if title not in titles:
+                message = f"no column is called {title!r}: {nearest(title, titles)}"
+                refuse(f".rows[{number}].cells.{title}", message)
+    if chosen.kind == "curve":
+        for number, column in enumerate(chosen.columns):
+            if column.x is None:
+                refuse(f".columns[{number}]", "a point of a curve needs x")
+    if chosen.kind in ("ranks", "masks") and not chosen.datasets:
+        refuse(".kind", f"{chosen.kind} needs datasets")
+    if chosen.kind == "masks" and not (chosen.defenses and chosen.probabilities):
+        refuse(".kind", "masks needs defenses and probabilities")
+    for place, value in enumerate(chosen.probabilities):
+        if not 0 < value <= 1:
+            refuse(".probabilities", f"{value} (number {place + 1}) is no probability above 0")

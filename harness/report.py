@@ -1,0 +1,327 @@
+"""`harness report`: everything that a results folder holds on one HTML page that stands alone.
+
+No network, no torch: pictures are embedded, scripts and styles are inline, and a content security
+policy forbids all else. What comes from records and files is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.resources
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness import audit, figures, paper_tables, png, store
+from harness.drawing import Reproduced, reproduced
+from harness.figure_data import FOLDER as DATA
+from harness.figure_data import Gallery
+from harness.numbers import Number, Results, Share, Verdict, percent, verdict
+from harness.progress import duration
+from harness.records import Failure, Record
+from harness.store import Store
+from harness.tables import UNKNOWN
+from harness.types import HarnessError
+
+STATES: Mapping[str, tuple[str, str]] = {
+    "holds": ("✓", "measured at the paper's scale, and not below the claim"),
+    "fell": ("✗", "a measurement at the paper's scale, here or published, lies below the claim"),
+    "untested": ("?", "no measurement at the paper's scale"),
+    "unknown": (UNKNOWN, "the paper's number is not known here"),
+}
+
+
+def write(results: Path, output: Path | None) -> Path:
+    """The page of a results folder. Returns where it lies.
+
+    Raises:
+        HarnessError: there are no records.
+    """
+    if not (results / "records").is_dir():
+        raise HarnessError(f"no records in {results}: `harness reproduce` makes some")
+    path = output or results / "report.html"
+    store.make_folder(path.parent)
+    store.write_atomic(path, page(Store(results)).encode())
+    return path
+
+
+def page(folder: Store) -> str:
+    """The page as text. The same records give the same text."""
+    results = Results(folder)
+    parts = [_part(each, results) for each in reproduced(folder)]
+    claims = [claim for part in parts for claim in part.claims]
+    claims.sort(
+        key=lambda claim: ("fell", "holds", "untested", "unknown").index(claim.verdict.state)
+    )
+    records = sorted(results.loaded.records, key=_order)
+    seconds = sum(timing.seconds for timing in results.loaded.timings.values())
+    text: str = _template().render(
+        style=_text("report.css"),
+        script=_text("report.js"),
+        parts=parts,
+        claims=claims,
+        counts=_counts(claims),
+        states=STATES,
+        scaled=sum(claim.verdict.scaled_down for claim in claims),
+        profiles=sorted({part.profile for part in parts}),
+        records=[_entry(record, results) for record in records],
+        failures=sorted(results.loaded.failures, key=lambda each: each.key),
+        flag_counts=_flags(results),
+        explanations=audit.EXPLANATIONS,
+        gallery=_gallery(folder, results),
+        total=duration(seconds),
+        commits=sorted({record.made.get("commit", "unknown") for record in records}),
+        unknown=UNKNOWN,
+    )
+    return text
+
+
+# --- what the template is given ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spot:
+    """One measured place of a table."""
+
+    claimed: str
+    measured: str
+    value: float | None
+    flags: Mapping[str, str]
+    key: str
+    reason: str
+    state: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of a table."""
+
+    labels: Sequence[str]
+    spots: Sequence[Spot]
+    after: str
+    after_value: float | None
+    after_says: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """One claim and what became of it."""
+
+    part: str
+    where: str
+    claimed: str
+    verdict: Verdict
+    source: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A table or a figure."""
+
+    name: str
+    title: str
+    kind: str
+    caption: Sequence[str]
+    profile: str
+    heads: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Line] = ()
+    suite: bool = False
+    claiming: bool = True
+    notes: Sequence[str] = ()
+    picture: str = ""
+    data: str = ""
+    claims: Sequence[Claimed] = ()
+
+
+def _part(each: Reproduced, results: Results) -> Part:
+    table, profile = each.protocol, each.profile
+    common: dict[str, Any] = {"name": table.name, "profile": profile.name}
+    if table.kind != "table":
+        drawing = figures.draw(table, profile, results)
+        svg, text = figures.rendered(drawing)
+        lines = [table.caption + "."]
+        if table.source:
+            lines.append(f"After {table.source}.")
+        return Part(
+            **common,
+            title=table.title,
+            kind="figure",
+            caption=[*lines, f"Profile {profile.name}: {profile.summary}."],
+            picture="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+            data=text,
+        )
+    numbers = results.numbers(table, profile)
+    sheet = paper_tables.sheet(table, profile, numbers)
+    rows = []
+    claims = []
+    for i, row in enumerate(table.rows):
+        mine = [number for number in numbers if number.place.row == i]
+        worst = paper_tables.worst(mine)
+        rows.append(
+            Line(
+                labels=row.labels,
+                spots=[_spot(number) for number in mine],
+                after=percent(worst.share) if worst else "",
+                after_value=worst.share.mean if worst else None,
+                after_says=", ".join(worst.attacks) if worst else "",
+            )
+        )
+        for number in mine:
+            judged = verdict(number)
+            if judged is None or number.place.claim is None or number.place.claim.id == "refuted":
+                continue
+            where = " / ".join(row.labels)
+            if len(table.columns) > 1:
+                where += f", {table.columns[number.place.column].title}"
+            claims.append(
+                Claimed(
+                    part=table.title,
+                    where=where,
+                    claimed=paper_tables.claimed(number),
+                    verdict=judged,
+                    source=number.place.claim.source,
+                    key=number.records[0].key if number.records else "",
+                )
+            )
+    return Part(
+        **common,
+        title=table.title,
+        kind="table",
+        caption=[table.caption + ".", *sheet.caption],
+        heads=table.heads,
+        columns=[column.title for column in table.columns],
+        rows=rows,
+        suite=table.suite,
+        claiming=paper_tables.claims_anything(numbers),
+        notes=[note for note in sheet.notes if note.startswith(("claim:", "refuted:"))],
+        claims=claims,
+    )
+
+
+def _spot(number: Number) -> Spot:
+    judged = verdict(number)
+    return Spot(
+        claimed=paper_tables.claimed(number),
+        measured=percent(number.measured) if number.measured else "",
+        value=number.measured.mean if number.measured else None,
+        flags=number.flags,
+        key=number.records[0].key if number.records else "",
+        reason=number.reason,
+        state=judged.state if judged else "",
+    )
+
+
+def _counts(claims: Sequence[Claimed]) -> dict[str, int]:
+    counted = Counter(claim.verdict.state for claim in claims)
+    return {state: counted[state] for state in STATES}  # type: ignore[index]
+
+
+def _flags(results: Results) -> dict[str, int]:
+    counted = Counter(flag for flags in results.flags.values() for flag in flags)
+    return dict(sorted(counted.items()))
+
+
+def _order(item: Record | Failure) -> tuple[str, ...]:
+    target = item.cell.target
+    return (target.dataset, target.label, str(target.model), str(item.cell.attack), item.key)
+
+
+def _entry(record: Record, results: Results) -> dict[str, Any]:
+    """A record as the page shows it, with all that stands behind its number."""
+    target, timing = record.cell.target, results.loaded.timings.get(record.key)
+    robust, clean = (
+        Share(record.robust.mean, record.count),
+        Share(record.clean.mean, record.count),
+    )
+    facts: dict[str, object] = {
+        "key": record.key,
+        "dataset": target.dataset,
+        "model": str(target.model),
+        "defense": target.label,
+        "attack": str(record.cell.attack),
+        "ball": f"{record.cell.threat.norm}, epsilon {record.cell.threat.epsilon:.4g}",
+        "images": f"{record.count:,}",
+        "robust accuracy": percent(robust) + " %, mean over draws [95 % Wilson interval]",
+        "under one draw": f"{100 * record.robust.one_draw:.1f} %",
+        "by vote": f"{100 * record.robust.vote:.1f} %",
+        "right in every draw": f"{100 * record.robust.all_draws:.1f} %",
+        "clean accuracy (epsilon = 0)": percent(clean) + " %",
+        "scoring draws": record.resolved["draws"],
+        "fooled at some query": f"{100 * record.fooled_on_the_way:.1f} %",
+        "forwards an image": f"{record.passes.get('forwards', 0):g}",
+        "backwards an image": f"{record.passes.get('backwards', 0):g}",
+        "training": _training(record),
+        "seed": target.seed,
+        "attack and scoring took": duration(timing.seconds) if timing else UNKNOWN,
+        **{f"made with {name}": value for name, value in sorted(record.made.items())},
+    }
+    return {
+        "record": record,
+        "key": record.key,
+        "target": target,
+        "measured": percent(robust),
+        "clean": percent(clean),
+        "flags": results.flags[record.key],
+        "facts": facts,
+        "resolved": msgspec.json.format(msgspec.json.encode(record.resolved), indent=1).decode(),
+    }
+
+
+def _training(record: Record) -> str:
+    plan = record.cell.target.training
+    inner = f", inner attack {plan.inner}, epsilon {plan.epsilon:.4g}" if plan.inner else ""
+    images = f"{plan.limit:,}" if plan.limit else "all"
+    of = f" of {plan.paper_epochs}" if plan.paper_epochs else ""
+    return (
+        f"{plan.kind}, {plan.epochs}{of} epochs on {images} images, "
+        f"{plan.optimiser} {plan.learning_rate:g}, batch {plan.batch_size}{inner}"
+    )
+
+
+def _gallery(folder: Store, results: Results) -> list[dict[str, Any]]:
+    gallery = folder.read_json(DATA, "gallery", Gallery)
+    shelves = []
+    for shelf in gallery.shelves if gallery else ():
+        record = results.records.get(shelf.key)
+        if record is None:
+            continue
+        examples = [
+            {
+                "example": example,
+                "pictures": [
+                    (name, png.data_uri(picture), picture.shape)
+                    for name, picture in (
+                        ("original", example.original),
+                        ("adversarial", example.adversarial),
+                        ("perturbation × 10", example.perturbation),
+                        ("reconstruction", example.rebuilt),
+                    )
+                    if picture is not None
+                ],
+            }
+            for example in shelf.examples
+        ]
+        shelves.append({"record": record, "examples": examples})
+    return shelves
+
+
+# --- the template -----------------------------------------------------------------------------------
+
+
+def _text(name: str) -> str:
+    return importlib.resources.files("harness").joinpath("templates", name).read_text("utf-8")
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_text("report.html.j2"))

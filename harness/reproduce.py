@@ -1,0 +1,203 @@
+"""`harness reproduce`: protocols -> cells -> records -> tables and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from harness import expansion, protocol, registry
+from harness.drawing import choose, remember, render, results_folder
+from harness.expansion import Place
+from harness.numbers import CELLS, cell_name
+from harness.protocol import Profile, Protocol
+from harness.records import Cell, Failure, Record
+from harness.runner import Plan, Runner, plan
+from harness.spec import build, parse
+from harness.store import Store
+from harness.tables import load
+from harness.types import HarnessError
+from harness.workshop import Workshop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What was asked for, ready to run."""
+
+    tables: list[Protocol]
+    profile: Profile
+    datasets: dict[str, str]
+    cells: list[Cell]
+
+
+def prepare(tables: list[Protocol], profile: Profile, workshop: Workshop) -> Job:
+    """Cells of all tables, each once; names of plugins are checked before anything runs.
+
+    Raises:
+        HarnessError: a plugin or a parameter that does not exist, with its line.
+    """
+    datasets = available(profile, workshop, tables)
+    places: list[Place] = []
+    for table in tables:
+        found = expansion.expand(table, profile, datasets)
+        check_plugins(table, found)
+        places += found
+    return Job(tables=tables, profile=profile, datasets=datasets, cells=expansion.unique(places))
+
+
+def available(profile: Profile, workshop: Workshop, tables: Sequence[Protocol]) -> dict[str, str]:
+    """For each dataset that has stand-ins, the first that is there; the last where none is."""
+    used = {
+        expansion.merged(table, row, column).dataset
+        for table in tables
+        for row in table.rows
+        for column in table.columns
+    } | {name for table in tables for name in table.datasets}
+    chosen: dict[str, str] = {}
+    there: dict[str, bool] = {}
+    for dataset, options in profile.datasets.items():
+        if dataset not in used:
+            continue
+        for name in options:
+            if name not in there:
+                there[name] = len(options) == 1 or _is_there(workshop, name)
+            if there[name]:
+                break
+        chosen[dataset] = name
+        if name != options[0]:
+            workshop.reporter.say(f"{options[0]} is not there: {name} stands in for {dataset}")
+    return chosen
+
+
+def _is_there(workshop: Workshop, name: str) -> bool:
+    try:
+        workshop.dataset(name, "test")
+    except HarnessError:
+        return False
+    return True
+
+
+def check_plugins(table: Protocol, places: Sequence[Place]) -> None:
+    """Refuse a name or a parameter that no plugin has, in the words of the registry."""
+    for place in places:
+        for cell in place.cells[:1]:
+            try:
+                build(cell.attack, registry.attacks)
+                build(cell.target.defense, registry.defenses)
+                registry.models.get(cell.target.model.name)
+                if cell.target.training.inner is not None:
+                    build(cell.target.training.inner, registry.attacks)
+                registry.datasets.get(cell.target.dataset)
+            except HarnessError as error:
+                row, column = table.rows[place.row], table.columns[place.column]
+                where = f"{table.name}.toml, row {' / '.join(row.labels)}, column {column.title}"
+                raise HarnessError(f"{where}: {error}") from error
+    for name in table.defenses:
+        build(parse(name), registry.defenses)
+
+
+def plans(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
+    """A plan for each cell that can be run here, and for the others why not."""
+    ready, refused = [], []
+    for cell in job.cells:
+        try:
+            ready.append(plan(cell, workshop))
+        except HarnessError as error:  # a dataset that is not here, an attack that cannot serve
+            refused.append(
+                Failure(key=cell_name(cell), cell=cell, reason=str(error), kind="refused")
+            )
+    return ready, refused
+
+
+def run(job: Job, runner: Runner) -> list[Record | Failure]:
+    """Run what is missing, and note which record answers which cell.
+
+    Raises:
+        Interrupted: a signal came; what is done is kept.
+    """
+    store = runner.store
+    ready, refused = plans(job, runner.workshop)
+    for failure in refused:
+        store.write_json("failures", failure.key, failure)
+        store.write_json(CELLS, cell_name(failure.cell), failure.key)
+    for each in ready:
+        _note(store, each)
+    return [*runner.run([each.cell for each in ready]), *refused]
+
+
+def _note(store: Store, each: Plan) -> None:
+    name = cell_name(each.cell)
+    if store.read_json(CELLS, name, str) != each.key:
+        store.write_json(CELLS, name, each.key)
+    store.remove("failures", name)  # of a time when the dataset was not there
+
+
+def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
+    """`--dry-run`: every cell and whether it is there. Returns what is missing."""
+    ready, refused = plans(job, workshop)
+    store = workshop.store
+    missing = []
+    click.echo(f"profile {job.profile.name}: {job.profile.summary} ({job.profile.budget})")
+    for each in ready:
+        state = "there" if store.json_path("records", each.key).exists() else "missing"
+        if state == "missing":
+            missing.append(each)
+        cell = each.cell
+        trained = "" if workshop.is_trained(cell.target) else ", not trained yet"
+        click.echo(
+            f"  {state:8}{cell.target.dataset}, {cell.target.model}, {cell.target.label}, "
+            f"seed {cell.target.seed}: {cell.attack}, epsilon {cell.threat.epsilon:.4g}, "
+            f"{cell.limit or 'all'} images{trained if state == 'missing' else ''}"
+        )
+    for failure in refused:
+        click.echo(
+            f"  refused {failure.cell.target.dataset}, {failure.cell.attack}: {failure.reason}"
+        )
+    used = len(ready) + len(refused)
+    click.echo(
+        f"{used} cells for {', '.join(table.name for table in job.tables)}: "
+        f"{len(ready) - len(missing)} there, {len(missing)} missing, {len(refused)} refused"
+    )
+    return missing, refused
+
+
+def command(**words: Any) -> int:
+    """`harness reproduce`. Returns the exit status."""
+    from harness import engine
+
+    tables = choose(words["names"])
+    profile = protocol.profile(words["profile"])
+    store = Store(results_folder(words, profile), words["cache"])
+    if not words["dry_run"]:
+        store.prepare()
+    return engine.session(
+        store, words, lambda runner: _session(tables, profile, runner, words["dry_run"])
+    )
+
+
+def _session(tables: list[Protocol], profile: Profile, runner: Runner, dry_run: bool) -> int:
+    from harness import calibrate, features
+
+    workshop = runner.workshop
+    job = prepare(tables, profile, workshop)
+    if dry_run:
+        missing, _ = show_plan(job, workshop)
+        click.echo(calibrate.estimate(missing, runner).text())
+        return 0
+    remember(tables, profile, runner.store)
+    results = run(job, runner)
+    for table in tables:
+        features.prepare(table, profile, job.datasets, runner)
+    features.prepare_gallery(job.cells, load(runner.store).records, runner)
+    render(tables, profile, runner.store)
+    failed = [result for result in results if isinstance(result, Failure)]
+    for failure in failed:
+        click.echo(
+            f"{failure.kind}: {failure.cell.attack} on {failure.cell.target.label}, "
+            f"{failure.cell.target.dataset}: {failure.reason}"
+        )
+    if workshop.damage or any(failure.kind == "damaged" for failure in failed):
+        return 1
+    return 2 if failed else 0

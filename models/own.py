@@ -1,0 +1,394 @@
+"""A model that comes with its weights: from a file of one's own, timm, torch hub or torch.export.
+
+`own(build=my.py:build,weights=w.safetensors)` is what `--model my.py:build --weights w.safetensors` means.
+Such a model is never trained here; what it was given is hashed, so that a record names these very weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.registry import models
+from harness.types import HarnessError, number
+from models.normalise import Moments, normalised
+
+PRETRAINED = "pretrained"
+"""In place of a file: the weights that the library itself ships or downloads."""
+NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "half": ((0.5,), (0.5,)),
+    "bytes": ((0.0,), (1 / 255,)),
+}
+"""Usual (mean, std) by name; one value serves every channel."""
+
+
+@models.register("own")
+def own(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    build: str = "",
+    weights: str = "",
+    normalisation: str = "inside",
+    sha256: str = "",
+    **options: Any,
+) -> nn.Module:
+    """A model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
+    if not build:
+        raise HarnessError(
+            "own needs build=: my.py:build, timm:NAME, hub:owner/repo:NAME, file.pt2"
+        )
+    network = _network(build, shape, classes, weights == PRETRAINED, options)
+    if weights not in ("", PRETRAINED):
+        if sha256 and file_digest(Path(weights)) != sha256:
+            raise HarnessError(f"{weights} is not the file that was asked for: its SHA-256 differs")
+        _fill(network, read_weights(Path(weights)), Path(weights))
+    return behind(network, shape[0], _stated(network, build, normalisation))
+
+
+def describe(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's parameters can change a number: the content of its files, not their place."""
+    known = {key: value for key, value in parameters.items() if key not in ("weights", "sha256")}
+    weights, build = str(parameters.get("weights", "")), str(parameters.get("build", ""))
+    if weights and weights != PRETRAINED:
+        known["weights"] = file_digest(Path(weights))
+    else:
+        known["weights"] = weights
+    library, _, rest = build.partition(":")
+    if library == "timm":
+        known["timm"] = _version("timm")
+    for path in (Path(build), Path(library)):
+        if path.suffix in (".py", ".pt2"):
+            known["build"] = f"{file_digest(path)}:{rest}"
+    return known
+
+
+def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
+    """`network` behind the normalisation that a word of --normalisation names."""
+    return normalised(network, channels, *moments(normalisation, channels))
+
+
+own.behind = behind
+own.describe = describe
+own.given = True
+
+
+# --- where a network comes from -------------------------------------------------------------------
+
+
+def _network(
+    build: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    pretrained: bool,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    library, _, rest = build.partition(":")
+    if library == "timm":
+        return _timm(rest, shape, classes, pretrained, options)
+    if library == "hub":
+        return _hub(rest, shape, classes, pretrained, options)
+    if Path(build).suffix in (".pt2", ".pt", ".pth", ".onnx"):
+        return Program(_exported(Path(build)), build)
+    with _own_packages(Path(library).parent if library.endswith(".py") else None):
+        network = _call(models.get(build), shape, classes, options, build)
+    if not isinstance(network, nn.Module):
+        raise HarnessError(
+            f"{build} gave a {type(network).__name__}: it must return a torch module"
+        )
+    return network
+
+
+def _call(
+    make: Callable[..., Any],
+    shape: tuple[int, int, int],
+    classes: int,
+    options: Mapping[str, Any],
+    name: str,
+) -> Any:
+    """`make` with those of shape, classes and the options that it takes."""
+    signature = inspect.signature(getattr(make, "make", make))
+    takes = signature.parameters
+    offered = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
+    arguments = {key: value for key, value in offered.items() if key in takes}
+    try:
+        signature.bind_partial(**arguments, **options)
+    except TypeError as error:
+        raise HarnessError(f"{name}: {error}. It takes {', '.join(takes) or 'nothing'}") from error
+    return make(**arguments, **options)
+
+
+def _timm(
+    name: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    pretrained: bool,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise HarnessError("timm is not installed: `pip install timm` brings it") from None
+    if not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise HarnessError(
+            f"timm has no model {name!r}: did you mean {' or '.join(near) or '...'}?"
+        )
+    chosen = dict(options)
+    if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
+        chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
+    made: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+    return made
+
+
+def _hub(
+    rest: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    pretrained: bool,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """`owner/repo[:tag]` or a folder, then `:NAME`. The repository's code is run: that is what torch
+    hub is."""
+    where, _, entry = rest.rpartition(":")
+    if not where or not entry:
+        raise HarnessError(
+            f"hub:{rest} names no entry: write hub:owner/repo:NAME or hub:FOLDER:NAME"
+        )
+    local = Path(where).expanduser().is_dir()
+    source: Any = "local" if local else "github"
+    trust: Any = None if local else "check"
+    chosen = dict(options)
+    if pretrained:
+        chosen["pretrained"] = True
+
+    def make(**arguments: Any) -> Any:
+        load: Any = torch.hub.load
+        return load(where, entry, source=source, trust_repo=trust, **arguments)
+
+    try:
+        with _own_packages(None):
+            made = make(**chosen)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise HarnessError(f"hub:{rest} does not load: {first}") from error
+    if not isinstance(made, nn.Module):
+        raise HarnessError(f"hub:{rest} gave a {type(made).__name__}: it must be a torch module")
+    return made
+
+
+@contextlib.contextmanager
+def _own_packages(folder: Path | None) -> Iterator[None]:
+    """Lets foreign code import its own `models`, a common name, where ours is loaded already; modules
+    beside the file are found, as by `python my.py`."""
+    models.names()  # ours are all loaded by now
+    mine = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_mine(name)}
+    path = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in [name for name in sys.modules if _is_mine(name)]:
+            del sys.modules[name]
+        sys.modules.update(mine)
+
+
+def _is_mine(name: str) -> bool:
+    return name.partition(".")[0] in ("models", "attacks", "defenses")
+
+
+class Program(nn.Module):
+    """A program of torch.export. It has no training mode: it stays as it was exported."""
+
+    def __init__(self, inner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.name = name
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Program:
+        for module in self.modules():  # GraphModule.train() refuses to be called
+            module.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.inner(images)
+        except (AssertionError, RuntimeError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise HarnessError(
+                f"{self.name} does not take images {tuple(images.shape)}: {first}. Export it in "
+                "evaluation mode with a free batch size: "
+                "dynamic_shapes=({0: torch.export.Dim('batch')},)"
+            ) from error
+        return logits
+
+
+def _exported(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise HarnessError(f"no file {path}: --model takes a program that torch.export.save wrote")
+    if path.suffix != ".pt2":
+        raise HarnessError(
+            f"{path} is no exported program: --model takes my.py:build with --weights {path.name}, "
+            "or a .pt2 file that torch.export.save wrote"
+        )
+    try:
+        load: Any = torch.export.load
+        module: nn.Module = load(path).module()
+    except Exception as error:  # whatever a file that is none makes its reader raise
+        first = str(error).strip().split("\n")[0]
+        raise HarnessError(f"{path} is no program of torch.export: {first}") from error
+    return module
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a safetensors file, or of a torch file without running code.
+
+    Raises:
+        HarnessError: there is none, or it holds anything but tensors.
+    """
+    if not path.is_file():
+        raise HarnessError(
+            f"no file {path}: --weights takes a .safetensors (or .pt) file of weights"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return _plain(load(path.read_bytes()))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is none makes its reader raise
+        first = str(error).strip().split("\n")[0]
+        raise HarnessError(
+            f"{path} cannot be read as weights without running code: {first}. Save the weights "
+            "alone: safetensors.torch.save_file(model.state_dict(), 'w.safetensors')"
+        ) from error
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise HarnessError(f"{path} holds no state_dict: torch.save(model.state_dict(), path)")
+    return _plain(found)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the `module.` of DataParallel and the `_orig_mod.` of torch.compile."""
+    found = dict(tensors)
+    for prefix in ("_orig_mod.", "module."):
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name[len(prefix) :]: value for name, value in found.items()}
+    return found
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    extra = [name for name in tensors if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and wanted[name].shape != tensors[name].shape
+    ]
+    if not (missing or extra or shapes):
+        network.load_state_dict(dict(tensors))
+        return
+    parts = []
+    if missing:
+        parts.append(
+            f"{len(missing)} of the model's tensors are not in it ({', '.join(missing[:3])})"
+        )
+    if extra:
+        parts.append(f"{len(extra)} of its tensors are not in the model ({', '.join(extra[:3])})")
+    parts += shapes[:1]
+    raise HarnessError(f"{path} does not fit the model: {'; '.join(parts)}")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        HarnessError: there is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+# --- normalisation --------------------------------------------------------------------------------
+
+
+def _stated(network: nn.Module, build: str, normalisation: str) -> str:
+    """The normalisation, which timm states for each of its pretrained models: `timm`."""
+    if normalisation != "timm":
+        return normalisation
+    stated = getattr(network, "pretrained_cfg", None) or {}
+    if "mean" not in stated or "std" not in stated:
+        raise HarnessError(f"{build} states no normalisation: --normalisation inside, or mean/std")
+    return "/".join(",".join(map(str, stated[name])) for name in ("mean", "std"))
+
+
+def moments(text: str, channels: int) -> tuple[Moments, Moments]:
+    """(mean, std) of `inside`, a name such as `imagenet`, or `0.49,0.48,0.45/0.25,0.24,0.26`.
+
+    Raises:
+        HarnessError: none of these, or not one value for each channel.
+    """
+    if text == "inside":
+        return None, None
+    if text in NORMALISATIONS:
+        mean, std = NORMALISATIONS[text]
+    else:
+        left, slash, right = text.partition("/")
+        if not slash:
+            raise HarnessError(
+                f"normalisation {text!r}: it must be `inside` (the model takes pixels in [0, 1]), "
+                f"{', '.join(NORMALISATIONS)}, or mean/std as 0.49,0.48,0.45/0.25,0.24,0.26"
+            )
+        mean, std = _numbers(left), _numbers(right)
+    if len(mean) == 1:
+        mean = mean * channels
+    if len(std) == 1:
+        std = std * channels
+    return mean, std
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(number(part.strip()) for part in text.strip("()[] ").split(","))
+
+
+@models.bridge("timm")
+def timm_model(rest: str) -> Callable[..., nn.Module]:
+    """The models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
+
+    def build(shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
+        return _timm(rest, shape, classes, False, options)
+
+    return build

@@ -1,0 +1,122 @@
+"""The page stands alone, escapes what it shows, and leaves no record out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness import protocol, report
+from harness.cli import main
+from harness.figure_data import FOLDER
+from harness.protocol import Row
+from harness.records import Failure
+from harness.store import Store
+from tests.harness.fabricated import features, fill, gallery, record
+
+EVIL = '"><script>alert(1)</script>'
+
+
+def results(folder: Path) -> Path:
+    tables = [protocol.load(name) for name in ("table1", "table4", "table6", "figure4", "figure6")]
+    tables[1].rows[0] = Row(
+        labels=[EVIL, "Madry", "a", "b"], defense="madry", attack="pgd", model="resnet18"
+    )
+    made = fill(folder, tables, protocol.profile("smoke"), leave_out=7)
+    gallery(folder, made)
+    store = Store(folder)
+    store.write_json(FOLDER, "figure4", features())
+    store.write_json(
+        "failures", "f", Failure(key="f", cell=made[0].cell, reason=EVIL, kind="failed")
+    )
+    return folder
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    text = report.page(Store(results(tmp_path)))
+    assert "default-src 'none'" in text
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+    assert text.count("<script>") == 1
+
+
+def test_what_it_shows_is_escaped(tmp_path: Path) -> None:
+    text = report.page(Store(results(tmp_path)))
+    assert EVIL not in text and "&#34;&gt;&lt;script&gt;alert(1)" in text
+
+
+def test_every_record_has_its_provenance_and_every_number_a_link_to_one(tmp_path: Path) -> None:
+    folder = results(tmp_path)
+    text = report.page(Store(folder))
+    ids = set(re.findall(r'id="record-(\w+)"', text))
+    assert ids == {path.stem for path in (folder / "records").glob("*.json")}
+    links = re.findall(r'href="#record-(\w+)"', text)
+    assert links and set(links) <= ids
+    targets = {
+        link for link in re.findall(r'href="#([\w-]+)"', text) if not link.startswith("record-")
+    }
+    assert all(f'id="{target}"' in text for target in targets)
+
+
+def test_unique_ids(tmp_path: Path) -> None:
+    found = re.findall(r'\sid="([^"]+)"', report.page(Store(results(tmp_path))))
+    assert len(found) == len(set(found))
+
+
+def test_for_a_screen_reader(tmp_path: Path) -> None:
+    text = report.page(Store(results(tmp_path)))
+    assert '<html lang="en">' in text and 'class="skip"' in text
+    for image in re.findall(r"<img[^>]*>", text):
+        assert re.search(r'alt="[^"]+"', image)
+    for table in re.findall(r"<table.*?</table>", text, re.S):
+        assert "<caption" in table and 'scope="col"' in table and 'scope="row"' in table
+
+
+def test_the_same_page_each_time_without_torch(tmp_path: Path) -> None:
+    folder = results(tmp_path)
+    first = report.page(Store(folder))
+    code = (
+        "import sys\nfrom harness.cli import main\n"
+        f"main(['report', '--results', {str(folder)!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert (folder / "report.html").read_text() == first
+
+
+def test_records_alone_make_a_page(tmp_path: Path) -> None:
+    """Of `harness run`, with no table of the paper in sight."""
+    table = protocol.load("table3")
+    made = fill(tmp_path, [table], protocol.profile("smoke"))
+    for path in (tmp_path / "protocols").iterdir():
+        path.unlink()
+    text = report.page(Store(tmp_path))
+    assert "No claims of the paper" in text and f"record-{made[0].key}" in text
+
+
+def test_no_records(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["report", "--results", str(tmp_path)])
+    assert done.exit_code == 2 and "no records in" in done.output
+
+
+def test_a_record_without_distances_or_passes_does_not_break_it(tmp_path: Path) -> None:
+    from harness import expansion
+
+    place = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0]
+    store = Store(tmp_path)
+    store.prepare()
+    found = dataclasses.replace(record(place.cells[0]), distances={}, passes={}, made={})
+    store.write_json("records", found.key, found)
+    assert found.key in report.page(store)
+
+
+@pytest.mark.parametrize("state", list(report.STATES))
+def test_states_are_told_by_words_and_not_by_colour_alone(tmp_path: Path, state: str) -> None:
+    text = report.page(Store(results(tmp_path)))
+    tile = re.search(rf'<li class="tile {state}">.*?</li>', text, re.S)
+    assert tile and state in re.sub("<[^>]+>", " ", tile.group(0))
