@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness import expansion, images, keys, registry, store
+from harness import defaults, expansion, images, keys, registry, store
 from harness.defended import Defended
 from harness.figure_data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
 from harness.numbers import cell_name
@@ -179,7 +179,9 @@ def prepare_gallery(cells: Sequence[Cell], results: Sequence[Record], runner: Ru
 def _harmful(results: Sequence[Record]) -> list[Record]:
     worst: dict[bytes, Record] = {}
     for record in results:
-        if record.access == "none" or record.transferred or not record.bounded:
+        usual = defaults.epsilon(record.cell.target.dataset)
+        white = record.access == "gradients" and record.bounded and not record.transferred
+        if not white or record.cell.threat.epsilon != usual:
             continue
         target = keys.canonical(record.cell.target)
         kept = worst.get(target)

@@ -132,6 +132,7 @@ class Results:
     def after(self, record: Record) -> After | None:
         """The worst case over all that attacked this target in this ball, the same images each.
 
+        Never more than the strongest attack leaves alone: to use it on every image is a choice too.
         None where no second attack was run.
         """
         group = [
@@ -144,7 +145,7 @@ class Results:
             return None
         worst = suite.worst_case(sorted(group, key=lambda other: other.key))
         return After(
-            share=Share(worst.mean, worst.count),
+            share=Share(min([worst.mean, *(r.robust.mean for r in group)]), worst.count),
             attacks=names,
             keys=tuple(sorted(other.key for other in group)),
         )

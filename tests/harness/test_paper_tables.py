@@ -92,10 +92,11 @@ def test_the_worst_case_over_all_attacks_on_one_model(tmp_path: Path) -> None:
     ]
     assert number.after is not None and len(group) == 3
     expected = suite.worst_case(sorted(group, key=lambda found: found.key))
-    assert number.after.share.mean == expected.mean
+    alone = min(found.robust.mean for found in group)
+    assert number.after.share.mean == min(expected.mean, alone)
     assert number.measured is not None and number.after.share.mean <= number.measured.mean
-    alone = made(tmp_path / "other", "table4")
-    assert all(each.after is None for each in alone[1].numbers(alone[0], SMOKE))
+    single, other = made(tmp_path / "other", "table4")
+    assert all(each.after is None for each in other.numbers(single, SMOKE))
 
 
 def test_table_6_has_one_model_in_a_row(tmp_path: Path) -> None:
