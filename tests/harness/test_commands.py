@@ -74,7 +74,7 @@ def test_audit_prints_a_verdict_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_is_spent_leaves_things_untested(tmp_path: Path) -> None:
-    words = ["audit", "--defense", "vanilla", "--budget", "0.2s", "--results", str(tmp_path)]
+    words = ["audit", "--defense", "vanilla", "--budget", "0.001s", "--results", str(tmp_path)]
     result = harness(*words, *QUICK)
     assert result.exit_code == 0, result.output
     assert "Verdict: untested" in result.output
