@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import harness
@@ -34,18 +34,14 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of Python, the harness, the libraries that compute, and the attack libraries in use."""
+    """Of Python, the harness, the libraries that compute, and the attack libraries that are installed."""
     found = {"python": platform.python_version(), "harness": harness.__version__}
-    guests = {
-        "foolbox": "foolbox",
-        "torchattacks": "torchattacks",
-        "adversarial-robustness-toolbox": "art",
-        "pyautoattack": "pyautoattack",
-    }
-    used = [package for package, module in guests.items() if module in sys.modules]
-    for package in ("torch", "torchvision", "numpy", *used):
-        found[package] = importlib.metadata.version(package)
+    guests = ("foolbox", "torchattacks", "adversarial-robustness-toolbox", "pyautoattack")
+    for package in ("torch", "torchvision", "numpy", *guests):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found
 
 
