@@ -7,6 +7,7 @@ judge sees them. What is known of each attack stands in a `Sheet`, so that listi
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import difflib
 import importlib
@@ -97,17 +98,17 @@ class LibraryAttack(Attack):
     def bounded(self) -> bool:  # type: ignore[override]
         return self.sheet.bounded
 
+    @abc.abstractmethod
     def signature(self) -> Mapping[str, inspect.Parameter]:
         """The constructor's parameters; imports the library."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def supplied(self) -> Mapping[str, str]:
         """Parameters that the harness passes and the user may not, with where they come from."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
         """The library's images (N, C, H, W), from images in [0, 1] exactly."""
-        raise NotImplementedError
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
         """Raises HarnessError where this attack cannot serve."""

@@ -6,6 +6,7 @@ distance stands beside it.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -23,9 +24,9 @@ class _Nearest(Attack):
     norms = BOTH
     bounded = False
 
+    @abc.abstractmethod
     def foolbox(self) -> Foolbox:
         """foolbox's attack with the parameters of this one."""
-        raise NotImplementedError
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
         """Raises HarnessError where this attack cannot serve."""
