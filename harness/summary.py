@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import audit, provenance
 from harness.generation import Shard
+from harness.judge import Judgement
 from harness.records import Accuracy, Cell, Record, TracePoint, pack
 from harness.registry import defenses
 from harness.spec import build
@@ -19,17 +20,9 @@ from harness.types import Attack, Dataset, Defense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The judge's findings for all images of a cell: `Judgement`'s fields, joined."""
+class Scored(Judgement):
+    """The judge's findings for all images of a cell."""
 
-    ids: Tensor
-    labels: Tensor
-    clean: Tensor
-    adversarial: Tensor
-    returned: Tensor
-    linf: Tensor
-    l2: Tensor
-    invalid: Tensor
     seconds: float
 
 
