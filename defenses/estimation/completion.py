@@ -1,6 +1,7 @@
 """The convex problem that nuclear-norm minimisation and Soft-Impute share: chunks and gradients."""
 
-from collections.abc import Callable
+import functools
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,16 +11,18 @@ from .factored import Solution, solve
 from .implicit import attach
 from .inputs import Problems, in_chunks, restore
 
-Solver = Callable[[Problems, Tensor], Solution]
+
+class Solver(Protocol):
+    """Solves problems at one threshold an image, (N,), from a guess (N, H, W) where there is one."""
+
+    def __call__(
+        self, problems: Problems, shrinkage: Tensor, start: Tensor | None = None
+    ) -> Solution: ...
 
 
 def certified_solver(gap: float, max_iterations: int) -> Solver:
     """Solves to a relative duality gap of `gap`."""
-
-    def solver(problems: Problems, shrinkage: Tensor) -> Solution:
-        return solve(problems, shrinkage, gap=gap, max_iterations=max_iterations)
-
-    return solver
+    return functools.partial(solve, gap=gap, max_iterations=max_iterations)
 
 
 def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) -> Solution:

@@ -58,8 +58,18 @@ class _State(NamedTuple):
         return _State(*(field[rows] for field in self))
 
 
-def solve(problems: Problems, shrinkage: Tensor, *, gap: float, max_iterations: int) -> Solution:
-    """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another."""
+def solve(
+    problems: Problems,
+    shrinkage: Tensor,
+    start: Tensor | None = None,
+    *,
+    gap: float,
+    max_iterations: int,
+) -> Solution:
+    """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another.
+
+    start: (N, H, W), a guess of the solution: a proximal step from there makes the first factors.
+    """
     observed, mask = problems
     found = Solution(
         torch.zeros_like(observed),
@@ -67,7 +77,7 @@ def solve(problems: Problems, shrinkage: Tensor, *, gap: float, max_iterations: 
         torch.ones_like(shrinkage),
         torch.zeros_like(shrinkage, dtype=torch.bool),
     )
-    state = _begin(observed, mask, shrinkage, min(_COLUMNS, observed.shape[1]))
+    state = _begin(observed, mask, shrinkage, start)
     step = since = 0
     pause = _FIRST
     while len(state.image):
@@ -92,7 +102,16 @@ def solve(problems: Problems, shrinkage: Tensor, *, gap: float, max_iterations: 
     return found
 
 
-def _begin(observed: Tensor, mask: Tensor, shrinkage: Tensor, columns: int) -> _State:
+def _begin(observed: Tensor, mask: Tensor, shrinkage: Tensor, start: Tensor | None) -> _State:
+    if start is None:
+        factors = _sketched(observed, mask, shrinkage, min(_COLUMNS, observed.shape[1]))
+    else:
+        factors = _shrunk(torch.addcmul(start, mask, observed - start), shrinkage)
+    everyone = torch.arange(len(observed), device=observed.device)
+    return _fresh(everyone, observed, mask, shrinkage, factors)
+
+
+def _sketched(observed: Tensor, mask: Tensor, shrinkage: Tensor, columns: int) -> Tensor:
     """Two rounds of alternating least squares from a fixed sketch, as if p * A were observed."""
     count, _, width = observed.shape
     fraction = mask.mean((1, 2))[:, None, None]
@@ -103,30 +122,33 @@ def _begin(observed: Tensor, mask: Tensor, shrinkage: Tensor, columns: int) -> _
     tiny = torch.finfo(observed.dtype).tiny
     ratio = dot(left, left).clamp_min(tiny) / dot(right, right).clamp_min(tiny)
     balance = ratio[:, None, None] ** 0.25
-    factors = torch.cat((left / balance, right * balance), 1)
-    image = torch.arange(count, device=observed.device)
-    return _fresh(image, observed, mask, shrinkage, factors)
+    return torch.cat((left / balance, right * balance), 1)
 
 
 def _threshold(state: _State) -> _State:
-    """The proximal step X <- SVT(X + M (A - X)), in balanced factors of no more columns than needed.
+    """The proximal step X <- SVT(X + M (A - X))."""
+    height = state.observed.shape[1]
+    left, right = state.factors[:, :height], state.factors[:, height:]
+    factors = _shrunk(torch.baddbmm(state.residual, left, right.mT), state.shrinkage)
+    return _fresh(state.image, state.observed, state.mask, state.shrinkage, factors)
+
+
+def _shrunk(point: Tensor, shrinkage: Tensor) -> Tensor:
+    """SVT of (n, H, W) by (n,) as balanced factors (n, H + W, k), k no more than the batch needs.
 
     Images of lower rank than others get columns of zeros, which stay zero.
     """
-    height = state.observed.shape[1]
-    left, right = state.factors[:, :height], state.factors[:, height:]
-    point = torch.baddbmm(state.residual, left, right.mT)
+    height = point.shape[1]
     squares, basis = torch.linalg.eigh(point @ point.mT)
     singular = squares.clamp_min(0).sqrt()
-    kept = (singular - state.shrinkage[:, None]).clamp_min(0)
+    kept = (singular - shrinkage[:, None]).clamp_min(0)
     needed = max(1, int((kept > 0).sum(1).max()))
     columns = min(height, -(-needed // _ALIGNED) * _ALIGNED)
     basis, singular, kept = (part[..., -columns:] for part in (basis, singular, kept))
     size = kept.sqrt()[:, None, :]
     tiny = torch.finfo(singular.dtype).tiny
     across = point.mT @ (basis * (size / singular[:, None, :].clamp_min(tiny)))
-    factors = torch.cat((basis * size, across), 1)
-    return _fresh(state.image, state.observed, state.mask, state.shrinkage, factors)
+    return torch.cat((basis * size, across), 1)
 
 
 def _step(state: _State, renew: bool) -> _State:

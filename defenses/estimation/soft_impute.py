@@ -20,6 +20,7 @@ def soft_impute(
     gap: float = 1e-3,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    path: int = 1,
     chunk: int | None = None,
 ) -> Estimate:
     """argmin over X of shrinkage ||X||_* + 1/2 ||M (X - A)||^2.
@@ -33,7 +34,10 @@ def soft_impute(
     tolerance: the paper's rule instead (ME-Net: 1e-3): iterate X <- SVT(M A + (1 - M) X) from zero
         until the unknown entries change by less than this fraction. It stops short of the optimum
         and takes longer; `gap` in the result then says how far it got.
-    max_iterations: None takes 1000, or 100 (ME-Net's) where `tolerance` is given.
+    max_iterations: None takes 1000, or 100 (ME-Net's) where `tolerance` is given; at each threshold.
+    path: how many thresholds to solve for, each from the solution before (Mazumder et al.,
+        Algorithm 1): in equal ratios from the largest singular value, where the solution is 0, down
+        to `shrinkage`. 1 solves for `shrinkage` alone. `iterations` counts all of them.
 
     The value has exact gradients with respect to `observed`, through the default shrinkage too, and
     to `shrinkage`: those of the optimum (`implicit.py`), also where the paper's rule stops early.
@@ -54,16 +58,34 @@ def soft_impute(
         limit = 100 if max_iterations is None else max_iterations
         check_stopping(tolerance, limit, observed.dtype, "tolerance")
         solver = _paper_solver(tolerance, limit)
+    if path < 1:
+        raise ValueError(f"path is {path}; allowed: a number of thresholds, at least 1")
+    if path > 1:
+        solver = _along_path(solver, path)
     found = complete(problems, thresholds, solver, chunk_of(chunk, problems))
     if keep_observed:
         found = found._replace(value=torch.where(problems.mask > 0, problems.observed, found.value))
     return as_estimate(found, observed.shape)
 
 
-def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
-    """Algorithm 1 of Mazumder et al. at one threshold, from a zero start."""
+def _along_path(solver: Solver, length: int) -> Solver:
+    """`solver` at `length` thresholds from the largest singular value down, with warm starts."""
 
-    def solver(problems: Problems, shrinkage: Tensor) -> Solution:
+    def along(problems: Problems, shrinkage: Tensor, start: Tensor | None = None) -> Solution:
+        top = torch.maximum(largest(problems.observed), shrinkage)
+        iterations = torch.zeros_like(shrinkage, dtype=torch.long)
+        for step in range(1, length + 1):
+            found = solver(problems, top * (shrinkage / top) ** (step / length), start)
+            iterations, start = iterations + found.iterations, found.value
+        return found._replace(iterations=iterations)
+
+    return along
+
+
+def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
+    """The inner loop of Algorithm 1 of Mazumder et al., from zero unless there is a guess."""
+
+    def solver(problems: Problems, shrinkage: Tensor, start: Tensor | None = None) -> Solution:
         count = len(shrinkage)
         found = Solution(
             torch.zeros_like(problems.observed),
@@ -74,7 +96,7 @@ def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
         nuclear = torch.zeros_like(shrinkage)
         rows = torch.arange(count, device=shrinkage.device)
         observed, hidden, threshold = problems.observed, 1 - problems.mask, shrinkage
-        unknown = torch.zeros_like(observed)  # (1 - M) X
+        unknown = torch.zeros_like(observed) if start is None else hidden * start  # (1 - M) X
         for step in range(1, max_iterations + 1):
             value, total = shrink(observed + unknown, threshold)
             filled = hidden * value

@@ -216,7 +216,7 @@ def test_no_step_increases_the_objective(p: float, shrinkage: float, seed: int) 
     observed = torch.cat((noise(seed, 2, 16, 20), digits(20, 20)[seed % 18 :][:2, :16]))
     problems = prepare(observed, draw(seed, observed, p))
     thresholds = torch.full((4,), shrinkage, dtype=torch.float64)
-    state = _begin(problems.observed, problems.mask, thresholds, 8)
+    state = _begin(*problems, thresholds, None)
     for step in range(40):
         after = _step(state, renew=step % 3 == 0)
         assert (after.value <= state.value * (1 + 1e-12)).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -105,3 +107,31 @@ def test_one_image_alone_is_the_same_as_in_a_batch() -> None:
         alone = soft_impute(observed[index], mask[index], tolerance=1e-3)
         assert alone.iterations == together.iterations[index]
         torch.testing.assert_close(alone.value, together.value[index], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [{"gap": 1e-9}, {"tolerance": 1e-9, "max_iterations": 5000}])
+def test_a_path_ends_at_the_same_optimum(stop: dict[str, Any]) -> None:
+    observed, mask = problem(4, 0.7)
+    alone = soft_impute(observed, mask, **stop)
+    path = soft_impute(observed, mask, path=5, **stop)
+    torch.testing.assert_close(path.value, alone.value, rtol=0, atol=1e-5)
+    assert path.converged.all()
+
+
+def test_a_warm_start_saves_iterations() -> None:
+    """The last threshold of a path starts near its solution: more steps in all, fewer in the last."""
+    observed, mask = problem(4, 0.7)
+    largest = torch.linalg.svdvals(observed * mask)[:, 0]
+    goal = largest / 50
+    rule: dict[str, Any] = {"tolerance": 1e-4, "max_iterations": 5000}
+    cold = soft_impute(observed, mask, shrinkage=goal, **rule).iterations
+    # The path of five ends with the path of four to a threshold 50 ** (1 / 5) times as high.
+    before = soft_impute(observed, mask, shrinkage=largest / 50**0.8, path=4, **rule).iterations
+    last = soft_impute(observed, mask, shrinkage=goal, path=5, **rule).iterations - before
+    assert (last < cold).all()
+
+
+@pytest.mark.parametrize("path", [0, -1])
+def test_a_path_needs_a_threshold(path: int) -> None:
+    with pytest.raises(ValueError, match=f"path is {path}; allowed"):
+        soft_impute(*problem(1), path=path)
