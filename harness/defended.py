@@ -19,6 +19,13 @@ class Defended:
     defense: Defense
     classes: int
     auxiliary: nn.Module | None = None
+    precision: torch.dtype = torch.float32
+    """Of the classifier alone: a transformation is always computed as it is written."""
+
+    def quick(self, device: torch.device) -> Defended:
+        """Itself for searching and training: on a GPU its classifier computes in bfloat16."""
+        half = device.type == "cuda"
+        return dataclasses.replace(self, precision=torch.bfloat16) if half else self
 
     @property
     def randomised(self) -> bool:
@@ -71,8 +78,16 @@ class Defended:
                     "use the declared backward pass (-A backward=declared)"
                 )
             seen = _Straight.apply(soft, hard)
-        logits: Tensor = self.model(seen)
-        return logits
+        return self.classify(seen)
+
+    def classify(self, seen: Tensor) -> Tensor:
+        """(N, K) float32 logits of what the transformation gives."""
+        if self.precision == torch.float32:
+            logits: Tensor = self.model(seen)
+            return logits
+        with torch.autocast(seen.device.type, dtype=self.precision):
+            logits = self.model(seen)
+        return logits.float()
 
     def _inference_draws(self, images: Tensor, draws: Draws) -> Draws:
         """The defense's `randomness`: whose ids, and which place, the transformation draws at."""

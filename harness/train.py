@@ -6,7 +6,6 @@ weights, the optimiser's state and the position.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -64,10 +63,31 @@ class Job:
     """Sets a damaged state file aside; training then begins anew."""
 
 
-def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
+@dataclasses.dataclass
+class _Progress:
+    """How far a training is."""
+
+    position: int = 0
+    running: float = 0.0
+    """Sum of the losses of the epoch under way."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Mean loss of each finished epoch."""
+    seconds: float = 0.0
+    """Of the earlier runs that worked on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a training has to tell: the mean loss of each epoch, and the seconds it took."""
+
+    losses: list[float]
+    seconds: float
+
+
+def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
     """Train `job.module` in place. Goes on from `state_path` where it exists.
 
-    Returns the mean loss of the last epoch, and the seconds of all the runs that worked on it.
+    The report's seconds are those of all the runs that worked on it.
 
     Raises:
         Interrupted: after the state was saved.
@@ -78,26 +98,24 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
     train = dataset.first(plan.limit)
     steps = -(-len(train) // plan.batch_size)
     optimiser = _optimiser(plan, module)
-    position, running, earlier = _restored(job, optimiser)
+    at = _restored(job, optimiser)
+    earlier = at.seconds
     started = saved = time.monotonic()
     pause = SAVE_EVERY
     with reporter.task(job.title, plan.epochs * steps) as task:
-        task.advance(position)
+        task.advance(at.position)
         module.train()
-        while position < plan.epochs * steps:
-            epoch, step = divmod(position, steps)
-            if step == 0:
-                running = 0.0
+        while at.position < plan.epochs * steps:
+            epoch, step = divmod(at.position, steps)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(plan, epoch)
             order = permutation(job.seed, len(train), role=Role.SHUFFLE, step=epoch)
             chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
             batch = train.batch(chosen).to(job.device)
-            torch.manual_seed(combine(job.seed, Role.TRAIN, position))  # for dropout alone
-            draws = Draws(job.seed, batch.ids, Role.TRAIN, position)
+            torch.manual_seed(combine(job.seed, Role.TRAIN, at.position))  # for dropout alone
+            draws = Draws(job.seed, batch.ids, Role.TRAIN, at.position)
             try:
-                with _precision(job.device):
-                    losses = job.loss(module, batch, draws)
+                losses = job.loss(module, batch, draws)
                 optimiser.zero_grad(set_to_none=True)
                 losses.mean().backward()  # type: ignore[no-untyped-call]
             except (RuntimeError, MemoryError) as error:
@@ -110,22 +128,26 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> dict[str, float]:
             value = float(losses.detach().mean())
             if not _finite(value):
                 raise HarnessError(
-                    f"{job.title}: the loss is {value} at step {position} (epoch {epoch}, samples "
+                    f"{job.title}: the loss is {value} at step {at.position} (epoch {epoch}, samples "
                     f"{batch.ids[:4].tolist()}...). Lower the learning rate (now "
                     f"{learning_rate(plan, epoch):g}): -T learning_rate={plan.learning_rate / 10:g}"
                 )
             optimiser.step()
-            running += value
-            position += 1
-            task.advance(1, f"epoch {epoch + 1}/{plan.epochs}, loss {running / (step + 1):.3f}")
+            at.running += value
+            at.position += 1
+            task.advance(1, f"epoch {epoch + 1}/{plan.epochs}, loss {at.running / (step + 1):.3f}")
+            if step == steps - 1:
+                at.losses.append(at.running / steps)
+                at.running = 0.0
             now = time.monotonic()
             if stop.asked or now - saved > pause:
-                _save(job, optimiser, position, running, earlier + now - started)
+                at.seconds = earlier + now - started
+                _save(job, optimiser, at)
                 saved = time.monotonic()
                 pause = max(SAVE_EVERY, _SAVE_COST * (saved - now))
                 stop.check()
     module.eval()
-    return {"loss": running / steps, "seconds": earlier + time.monotonic() - started}
+    return Report(at.losses, earlier + time.monotonic() - started)
 
 
 def learning_rate(plan: TrainingPlan, epoch: int) -> float:
@@ -167,12 +189,6 @@ def augment(images: Tensor, draws: Draws, kind: str) -> Tensor:
     return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
 def _finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")
 
@@ -196,35 +212,34 @@ def _state(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
                 yield f"optimiser.{index}.{name}", value
 
 
-def _save(
-    job: Job, optimiser: torch.optim.Optimizer, position: int, running: float, seconds: float
-) -> None:
+def _save(job: Job, optimiser: torch.optim.Optimizer, at: _Progress) -> None:
     tensors = {f"model.{name}": value for name, value in job.module.state_dict().items()}
     tensors |= dict(_state(optimiser))
     metadata = {
         "training": job.identity,
-        "position": str(position),
-        "running": float(running).hex(),
-        "seconds": float(seconds).hex(),
+        "position": str(at.position),
+        "running": float(at.running).hex(),
+        "losses": " ".join(float(loss).hex() for loss in at.losses),
+        "seconds": float(at.seconds).hex(),
     }
     store.write_tensors(job.state_path, tensors, metadata)
 
 
-def _restored(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
-    """(position, sum of the epoch's losses, seconds spent) of the state file; zeros without one."""
+def _restored(job: Job, optimiser: torch.optim.Optimizer) -> _Progress:
+    """What the state file says, taken over into module and optimiser; a beginning without one."""
     before = {name: value.clone() for name, value in job.module.state_dict().items()}
     try:
         return _restore(job, optimiser)
     except FileNotFoundError:
-        return 0, 0.0, 0.0
+        return _Progress()
     except store.DamagedFile as error:
         job.mend(error)
         job.module.load_state_dict(before)
         optimiser.state.clear()
-        return 0, 0.0, 0.0
+        return _Progress()
 
 
-def _restore(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
+def _restore(job: Job, optimiser: torch.optim.Optimizer) -> _Progress:
     tensors, metadata = store.read_tensors(job.state_path)
     if metadata.get("training") != job.identity:
         raise store.damaged(job.state_path, "it is the state of another training")
@@ -238,7 +253,11 @@ def _restore(job: Job, optimiser: torch.optim.Optimizer) -> tuple[int, float, fl
                 parameter = parameters[int(index)]
                 on = "cpu" if name == "step" else parameter.device  # Adam counts on the host
                 optimiser.state[parameter][name] = value.to(on)
-        numbers = float.fromhex(metadata["running"]), float.fromhex(metadata["seconds"])
-        return int(metadata["position"]), *numbers
+        return _Progress(
+            position=int(metadata["position"]),
+            running=float.fromhex(metadata["running"]),
+            losses=[float.fromhex(loss) for loss in metadata["losses"].split()],
+            seconds=float.fromhex(metadata["seconds"]),
+        )
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise store.damaged(job.state_path, f"it does not fit the model: {error}") from error

@@ -21,6 +21,11 @@ from harness.types import Access, Backward, Batch, Gradient, HarnessError, Threa
 _LEVEL = {"none": 0, "labels": 1, "scores": 2, "gradients": 3}
 
 
+_NEVER = torch.iinfo(torch.int64).max
+_ROUNDINGS = 4
+"""How many roundings of the largest logit a wrong prediction in half precision has to exceed."""
+
+
 class QueryBudgetSpent(Exception):
     """A sample asked for more than `max_queries`; the runner takes the view's candidates instead."""
 
@@ -57,6 +62,7 @@ class View:
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
         self._defended = defended
+        self._searched = defended.quick(batch.images.device)
         self._batch = batch
         self._threat = threat
         self._access = access
@@ -105,10 +111,10 @@ class View:
             self._spend(at, images)
             pixels = images.detach().requires_grad_(True)
             with torch.enable_grad():
-                scores = self._defended.logits(pixels, place, backward=backward)
+                scores = self._searched.logits(pixels, place, backward=backward)
                 objective = loss(scores)
                 slope = self._differentiate(objective, pixels)
-            right = self._watch(at, images, scores.detach())
+            right = self._watch(at, images, scores.detach(), self._searched.precision)
             slope = self._watch_gradient(at, slope, right)
             seen = [slope, objective.detach(), scores.detach(), right]
             sums = seen if not sums else [a + b for a, b in zip(sums, seen, strict=True)]
@@ -150,18 +156,31 @@ class View:
         self._watch(at, images, scores)
         return scores
 
-    def _watch(self, at: Tensor, images: Tensor, scores: Tensor) -> Tensor:
-        """Note samples fooled inside the ball; (n,) float, 1 where the prediction is right."""
+    def _watch(
+        self, at: Tensor, images: Tensor, scores: Tensor, precision: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Note samples fooled inside the ball; (n,) float, 1 where the prediction is right.
+
+        In half precision a wrong prediction counts only beyond rounding, so that no image leaves an
+        attack that the judge, in single precision, would find right.
+        """
         images = images.detach()
-        right = scores.argmax(dim=1) == self._batch.labels[at]
+        labels = self._batch.labels[at]
+        if precision == torch.float32:
+            right = scores.argmax(dim=1) == labels
+        else:
+            slack = _ROUNDINGS * torch.finfo(precision).eps * scores.abs().amax(dim=1)
+            right = scores.amax(dim=1) <= scores.gather(1, labels[:, None]).squeeze(1) + slack
         distance = norms(images - self._batch.images[at], self._threat.norm)
         boxed = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1)
         inside = boxed & (distance <= self._threat.epsilon + TOLERANCE)
         fooled = inside & ~right
-        # Only fooled rows are written: a library may ask about one sample in several rows.
-        first = self.evidence.first_fooled
-        new = at[fooled & (first[at] < 0)]
-        first[new] = self.evidence.forwards[new]
+        # A library may ask about one sample in several rows; the least number stands, and nothing
+        # here waits for a GPU.
+        number = torch.where(fooled, self.evidence.forwards[at], _NEVER)
+        seen = self.evidence.first_fooled
+        first = torch.where(seen < 0, _NEVER, seen).scatter_reduce_(0, at, number, "amin")
+        seen.copy_(torch.where(first == _NEVER, -1, first))
         if self.candidates is not None:
             self.candidates[at[fooled]] = images[fooled]
         return right.to(scores.dtype)

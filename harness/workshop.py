@@ -231,7 +231,7 @@ class Workshop:
             mend=self.mend,
         )
         report = train.fit(job, reporter=self.reporter, stop=self.stop)
-        log = {"key": key, "target": target.label, **report, "device": str(self.device)}
+        log = {"key": key, "target": target.label, **dataclasses.asdict(report), "device": str(self.device)}
         store.write_atomic(path.with_suffix(".training.json"), json.dumps(log).encode())
 
     def _estimates(
@@ -341,12 +341,13 @@ def classifier_loss(
         return _adversarial_loss(defended, plan, steps)
 
     def pure(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        trained = defended.quick(batch.images.device)
         if versions is not None:
             seen = versions.versions(batch.ids, draws.step // steps)
-            logits = module(train.augment(seen, draws, plan.augment))
+            logits = trained.classify(train.augment(seen, draws, plan.augment))
         else:
             images = train.augment(batch.images, draws, plan.augment)
-            logits = defended.training_logits(images, draws)
+            logits = trained.training_logits(images, draws)
         return train.cross_entropy(logits, batch.labels)
 
     return pure
@@ -371,7 +372,7 @@ def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> tra
         finally:
             module.requires_grad_(True)
             module.train()
-        logits = defended.training_logits(perturbed, draws)
+        logits = defended.quick(images.device).training_logits(perturbed, draws)
         return train.cross_entropy(logits, batch.labels)
 
     return adversarial
