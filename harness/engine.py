@@ -12,12 +12,24 @@ from typing import Any
 import click
 import torch
 
-from harness import audit, defaults, guests, memory, own_model, registry, suite, tables, together
-from harness.executors import local
+from harness import (
+    audit,
+    defaults,
+    guests,
+    log,
+    memory,
+    own_model,
+    registry,
+    remote,
+    suite,
+    tables,
+    together,
+)
+from harness.executors import local, ray
 from harness.progress import reporter
 from harness.records import Cell, Failure, Record, Target, Timing
 from harness.runner import Runner
-from harness.spec import accepts_any, build, fields, parse
+from harness.spec import accepts_any, build, convert, fields, parse
 from harness.store import Store
 from harness.train import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
@@ -93,7 +105,7 @@ def attack_of(
     The dataset's step size stands where so many steps of it can cross the ball; else the attack
     chooses its own.
     """
-    spec = parse(text)
+    spec = _with_options(parse(text), options, registry.attacks)
     innermost = spec
     while innermost.inner is not None:
         innermost = innermost.inner
@@ -103,11 +115,10 @@ def attack_of(
         **innermost.parameters,
     }
     default = getattr(registry.attacks.get(innermost.name), "steps", 0)
-    if "step_size" in own and float(chosen.get("steps", default)) * step >= epsilon:
+    steps = convert("steps", chosen.get("steps", default), int, f"attack {innermost.name}")
+    if "step_size" in own and steps * step >= epsilon:
         chosen.setdefault("step_size", step)
-    changed = dataclasses.replace(innermost, parameters=chosen)
-    spec = _replace_innermost(spec, changed)
-    return _with_options(spec, options, registry.attacks)
+    return _replace_innermost(spec, dataclasses.replace(innermost, parameters=chosen))
 
 
 def _replace_innermost(spec: Spec, changed: Spec) -> Spec:
@@ -172,7 +183,7 @@ def run(**words: Any) -> int:
             specs = [
                 attack_of(
                     attack,
-                    {name: words[name] for name in ("steps", "eot")},
+                    {name: words[name] for name in ("steps", "eot", "step_size")},
                     _owned(attack_options, attack, registry.attacks, several_attacks),
                     step=step,
                     epsilon=epsilon,
@@ -238,10 +249,14 @@ def _owned(
 
 def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int]) -> int:
     """Do some work with a runner on `store`; interrupted, say so. Returns the exit status."""
-    names = [words["device"]] * (words.get("workers") or 1)
+    on_ray = ray.asked(words)
+    # Ray's driver plans and draws alone: it may stand where there is no GPU.
+    names: list[str | None] = [None]
+    if not on_ray:
+        names = [words["device"]] * (words.get("workers") or 1)
     if words.get("devices") is not None:
-        names = local.devices(words["devices"])
-    with _signals() as stop:
+        names = [*local.devices(words["devices"])]
+    with _signals() as stop, log.to(words.get("log")), remote.publishing(store):
         workshop = Workshop(
             store=store,
             device=choose_device(names[0]),
@@ -250,6 +265,10 @@ def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int
             data_dir=words["data_dir"],
         )
         runner = Runner(workshop=workshop, batch_size=words["batch_size"])
+        if isinstance(store, remote.RemoteStore):
+            store.noticed = workshop.notice
+        if on_ray:
+            runner.executor = ray.cluster(runner, words)
         if len(names) > 1:
             torch.set_num_threads(local.threads(len(names)))
             runner.crew = local.Crew(
@@ -259,6 +278,8 @@ def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int
                 data_dir=words["data_dir"],
                 batch_size=words["batch_size"],
                 memory=words.get("memory"),
+                store=words.get("store"),
+                log=words.get("log"),
             )
         if words.get("memory") is not None:
             memory.limit(words["memory"], workshop.device)
@@ -271,7 +292,7 @@ def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int
 
 def execute(cells: Sequence[Cell], words: Mapping[str, Any], notes: Sequence[str] = ()) -> int:
     """Run cells, print the table, say where the records lie."""
-    store = Store(words["results"], words["cache"])
+    store = remote.opened(words["results"], words["cache"], words.get("store"))
     store.prepare()
     strict = bool(words.get("strict"))
     return session(store, words, lambda runner: _run_and_show(cells, runner, notes, strict=strict))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import memory, store, train
+from harness import log, memory, store, train
 from harness.defended import Defended
 from harness.judge import predictions
 from harness.leases import Busy, Leases
@@ -138,6 +138,7 @@ class Generation:
         else:
             name = f"{int(positions[0]):08d}-{len(positions)}.safetensors"
             _write_shard(self.folder / name, shard)
+            log.event("batch done", self.title, batch=str(int(positions[0])), seconds=shard.seconds)
             self._keep(name, shard)
             return
         # Outside of the handler: what the failed attempt held is free by now.
@@ -151,6 +152,7 @@ class Generation:
         attack, threat = self.attack, self.threat
         batch = self.test.batch(positions).to(self.device)
         started = time.monotonic()
+        log.event("batch started", self.title, batch=str(int(positions[0])))
 
         def on_pass(images: int) -> None:
             advance(images)

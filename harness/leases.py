@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from harness import log
 from harness.store import StoreError, files, make_folder, unwritable
 
 EXPIRY = 60.0
@@ -125,6 +126,8 @@ class Leases:
                 path.unlink(missing_ok=True)
                 time.sleep(random.uniform(0.01, 0.1))
                 continue
+            if any(self._path(name, old).exists() for old in dead):
+                log.event("lease taken over", note or name)
             for old in dead:
                 self._path(name, old).unlink(missing_ok=True)
             lease = Lease(self, name, path)

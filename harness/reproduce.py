@@ -129,7 +129,7 @@ def run(job: Job, runner: Runner) -> list[Record | Failure]:
 
 def _note(store: Store, each: Plan) -> None:
     name = cell_name(each.cell)
-    if store.read_json(CELLS, name, str) != each.key:
+    if store.read_spare(CELLS, name, str) != each.key:
         store.write_json(CELLS, name, each.key)
     store.remove("failures", name)  # of a time when the dataset was not there
 
@@ -165,11 +165,11 @@ def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
 
 def command(**words: Any) -> int:
     """`harness reproduce`. Returns the exit status."""
-    from harness import engine
+    from harness import engine, remote
 
     tables = choose(words["names"])
     profile = protocol.profile(words["profile"])
-    store = Store(results_folder(words, profile), words["cache"])
+    store = remote.opened(results_folder(words, profile), words["cache"], words.get("store"))
     if not words["dry_run"]:
         store.prepare()
     return engine.session(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from harness import admission, defaults, keys, matrix, store, summary
+from harness import admission, defaults, keys, log, matrix, store, summary
 from harness.executors.local import Crew
-from harness.generation import Generation
+from harness.generation import Generation, Shard
 from harness.leases import Busy, Leases
 from harness.matrix import Matrix, Planned
 from harness.records import Cell, Failure, Record, Target, Timing
@@ -22,6 +22,19 @@ from harness.types import Access, Attack, HarnessError, Source, Victim
 from harness.workshop import Workshop, resolve
 
 _PAUSE = 0.5
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Where cells run, if not in this process."""
+
+    def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
+        """What became of each cell, by its key.
+
+        Raises:
+            Interrupted: a signal came. StoreError: no cell can go on. What is done is kept.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,7 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
         HarnessError: a plugin or parameter that does not exist, or an attack that cannot serve.
     """
     attack = admission.attack(cell.attack)
-    source = _source(cell.target, admission.guarded(str(cell.attack), lambda: attack.source))
+    source = source_of(cell.target, admission.guarded(str(cell.attack), lambda: attack.source))
     test = workshop.dataset(cell.target.dataset, "test")
     target_facts = workshop.resolved(cell.target)
     generation = {
@@ -74,7 +87,8 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
     )
 
 
-def _source(target: Target, source: Source | None) -> Target:
+def source_of(target: Target, source: Source | None) -> Target:
+    """Where the images of an attack are made: the target itself where it names no other source."""
     if source is None:
         return target
     training = target.training
@@ -110,6 +124,8 @@ class Runner:
     batch_size: int = 128
     crew: Crew | None = None
     """Processes that help, if any."""
+    executor: Executor | None = None
+    """Does the work instead of this process."""
     announces: bool = True
     """Whether this is the run itself, and not a helper of it."""
     _leases: Leases | None = None
@@ -117,6 +133,12 @@ class Runner:
     @property
     def store(self) -> store.Store:
         return self.workshop.store
+
+    @property
+    def leases(self) -> Leases:
+        if self._leases is None:
+            self._leases = Leases(self.store.results / "leases")
+        return self._leases
 
     def run(self, cells: Sequence[Cell]) -> list[Record | Failure]:
         """A record or a failure for each cell, in their order. What is stored already is not run again.
@@ -134,10 +156,16 @@ class Runner:
         if self.announces:
             self._announce(pending)
         missing = [
-            each.cell for each in pending if not self.store.json_path("records", each.key).exists()
+            each for each in pending if not self.store.json_path("records", each.key).exists()
         ]
-        with self.crew.helping(missing) if self.crew and missing else contextlib.nullcontext():
-            results = self._all(pending)
+        results = self.executor.run(missing, self) if self.executor and missing else {}
+        left = [each for each in pending if each.key not in results]
+        with (
+            self.crew.helping([each.cell for each in missing])
+            if self.crew and missing
+            else contextlib.nullcontext()
+        ):
+            results |= self._all(left)
         if self.announces:
             for folder in {self.store.results, self.store.cache}:
                 Leases(folder / "leases").sweep()
@@ -179,64 +207,102 @@ class Runner:
         self.store.write_json(matrix.FOLDER, found.name, found)
 
     def _one(self, current: Plan) -> Record | Failure:
+        with log.about(current.key):
+            found = self.guarded(current, lambda: self._recorded(current))
+        if isinstance(found, Record):
+            self.store.remove("failures", current.key)
+        return found
+
+    def guarded(self, current: Plan, work: Callable[[], T]) -> T | Failure:
+        """What `work` returns, or why there is no number: the failure of a cell is that cell's alone.
+
+        Raises:
+            Interrupted: a signal came. Busy: another run is at it. StoreError: no cell can go on.
+        """
         try:
-            record = self.store.read_json("records", current.key, Record)
-            if record is None:
-                record = self._measure(current)
+            return work()
         except (Interrupted, Busy, store.StoreError):
             raise
         except store.DamagedFile as error:
             line = self.workshop.mend(error)
             reason = f"{line}: the same command again makes it anew"
-            return self._fail(current, reason, "damaged")
+            return self.fail(current, reason, "damaged")
         except HarnessError as error:
-            return self._fail(current, str(error), "damaged" if error.status == 1 else "refused")
+            return self.fail(current, str(error), "damaged" if error.status == 1 else "refused")
         except Exception as error:  # a guest's failure is one cell's failure
             reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-            return self._fail(current, reason, "failed")
-        self.store.remove("failures", current.key)
-        return record
+            return self.fail(current, reason, "failed")
 
-    def _fail(self, current: Plan, reason: str, kind: str) -> Failure:
+    def fail(self, current: Plan, reason: str, kind: str) -> Failure:
+        """Keep why a cell has no number."""
         failure = Failure(key=current.key, cell=current.cell, reason=reason, kind=kind)
         self.store.write_json("failures", current.key, failure)
+        log.event("failure", f"{kind}: {reason}")
         return failure
 
-    def _measure(self, current: Plan) -> Record:
-        cell, workshop = current.cell, self.workshop
-        if self._leases is None:
-            self._leases = Leases(self.store.results / "leases")
-        test = workshop.dataset(cell.target.dataset, "test").first(cell.limit)
-        randomised = workshop.defense(current.source).randomised
+    def _recorded(self, current: Plan) -> Record:
+        record = self.store.read_json("records", current.key, Record)
+        if record is not None:
+            return record
+        log.event("cell started", f"{current.cell.attack} on {current.cell.target.label}")
+        before = time.monotonic()
+        record = self._measure(current)
+        log.event("cell done", seconds=time.monotonic() - before)
+        return record
+
+    def check(self, current: Plan) -> None:
+        """Find out now rather than after the training that the attack cannot serve.
+
+        Raises:
+            HarnessError: why not.
+        """
+        test = self.workshop.dataset(current.cell.target.dataset, "test")
+        randomised = self.workshop.defense(current.source).randomised
         facts = _Facts(len(test.classes), randomised, current.attack.access)
-        current.attack.check(cast(Victim, facts), cell.threat)  # now rather than after the training
-        target = workshop.obtain(cell.target, wait=False)
-        source = target
-        if current.source != cell.target:
-            source = workshop.obtain(current.source, wait=False)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        title = f"{cell.attack} on {cell.target.label}"
+        current.attack.check(cast(Victim, facts), current.cell.threat)
+
+    def attack(self, current: Plan, leases: Leases | None = None) -> list[Shard]:
+        """All attacked batches of a cell: stored ones are read, the others made.
+
+        Args:
+            leases: other leases than the store's own, to make some of the batches alone.
+
+        Raises:
+            Busy: others are made by other runs. Interrupted: a signal came.
+            StoreError: a batch cannot be read or written.
+        """
+        cell, workshop = current.cell, self.workshop
+        source = workshop.obtain(current.source, wait=False)
         generation = Generation(
-            title=title,
+            title=f"{cell.attack} on {cell.target.label}",
             attack=current.attack,
             threat=cell.threat,
             max_queries=cell.max_queries,
             seed=current.source.seed,
             source=source,
-            test=test,
+            test=workshop.dataset(cell.target.dataset, "test").first(cell.limit),
             device=workshop.device,
             batch_size=self.batch_size,
             folder=self.store.progress_folder(current.generation_key),
             reporter=workshop.reporter,
             stop=workshop.stop,
             mend=workshop.mend,
-            leases=self._leases,
+            leases=leases or self.leases,
         )
         try:
-            shards = generation.shards()
+            return generation.shards()
         finally:
             self.batch_size = generation.batch_size  # smaller where memory ran out
-        lease = self._leases.take(f"cell-{current.key}", f"scoring {title}")
+
+    def _measure(self, current: Plan) -> Record:
+        cell, workshop = current.cell, self.workshop
+        self.check(current)
+        test = workshop.dataset(cell.target.dataset, "test").first(cell.limit)
+        target = workshop.obtain(cell.target, wait=False)
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        title = f"{cell.attack} on {cell.target.label}"
+        shards = self.attack(current)
+        lease = self.leases.take(f"cell-{current.key}", f"scoring {title}")
         if lease is None:
             raise Busy(title)
         with lease:

@@ -42,7 +42,8 @@ class DamagedFile(DamageError):
     def __init__(self, path: Path, reason: object) -> None:
         first = f"{reason}".strip().split("\n")[0]
         super().__init__(
-            f"{path} is damaged: {first}. `harness run` sets it aside and makes it anew"
+            f"{path} is damaged: {first}. The command that made it sets it aside and makes it anew",
+            page="scaling",
         )
         self.path = path
         self.reason = first
@@ -229,6 +230,14 @@ class Store:
             raise damaged(path, f"it was written as {own}.json")
         return value
 
+    def read_spare(self, folder: str, name: str, kind: type[T]) -> T | None:
+        """As `read_json`, for what its reader makes again at once: a damaged file is set aside."""
+        try:
+            return self.read_json(folder, name, kind)
+        except DamagedFile as error:
+            set_aside(error.path)
+            return None
+
     def names(self, folder: str, suffix: str = ".json") -> list[str]:
         return [path.name[: -len(suffix)] for path in files(self.results / folder, suffix)]
 
@@ -239,6 +248,9 @@ class Store:
 
     def checkpoint_path(self, name: str) -> Path:
         return self.cache / "checkpoints" / f"{name}.safetensors"
+
+    def estimates_path(self, name: str) -> Path:
+        return self.cache / "estimates" / f"{name}.bytes"
 
     def progress_folder(self, key: str) -> Path:
         return self.results / "progress" / key

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import memory, store
+from harness import log, memory, store
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine, permutation
 from harness.records import TrainingPlan
@@ -100,6 +100,7 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
     optimiser = _optimiser(plan, module)
     at = _restored(job, optimiser)
     earlier = at.seconds
+    log.event("training started", f"{job.title}, step {at.position}")
     started = saved = time.monotonic()
     pause = SAVE_EVERY
     with reporter.task(job.title, plan.epochs * steps) as task:
@@ -147,7 +148,9 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
                 pause = max(SAVE_EVERY, _SAVE_COST * (saved - now))
                 stop.check()
     module.eval()
-    return Report(at.losses, earlier + time.monotonic() - started)
+    seconds = earlier + time.monotonic() - started
+    log.event("training done", job.title, seconds=seconds)
+    return Report(at.losses, seconds)
 
 
 def learning_rate(plan: TrainingPlan, epoch: int) -> float:

@@ -24,10 +24,22 @@ Randomness = Literal["fresh", "per-input", "fixed"]
 Training = Literal["pure", "adversarial"]
 
 
+Page = Literal[
+    "attacks", "datasets", "defenses", "flags", "plugins", "protocols", "quickstart", "scaling"
+]
+"""A page of `docs/` that an error may send its reader to."""
+
+
 class HarnessError(Exception):
-    """Something that the user can mend: one or two lines, no traceback. `status` is the exit status."""
+    """Something that the user can mend: one or two lines, no traceback. `status` is the exit status.
+
+    `page` is where more is said.
+    """
 
     status = 2
+
+    def __init__(self, message: str = "", *, page: Page | None = None) -> None:
+        super().__init__(f"{message} (see docs/{page}.md)" if page else message)
 
 
 class DamageError(HarnessError):

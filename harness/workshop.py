@@ -134,9 +134,13 @@ class Workshop:
         """
         aside = store.set_aside(error.path)
         line = f"{error.path} is damaged: {error.reason}. It was set aside as {aside.name}"
+        self.notice(line)
+        return line
+
+    def notice(self, line: str) -> None:
+        """Say, now and at the end, that something was damaged."""
         self.damage.append(line)
         self.reporter.say(line)
-        return line
 
     def obtain(self, target: Target, *, wait: bool = True) -> Defended:
         """The defended model, frozen, in evaluation mode.
@@ -231,7 +235,12 @@ class Workshop:
             mend=self.mend,
         )
         report = train.fit(job, reporter=self.reporter, stop=self.stop)
-        log = {"key": key, "target": target.label, **dataclasses.asdict(report), "device": str(self.device)}
+        log = {
+            "key": key,
+            "target": target.label,
+            **dataclasses.asdict(report),
+            "device": str(self.device),
+        }
         store.write_atomic(path.with_suffix(".training.json"), json.dumps(log).encode())
 
     def _estimates(
@@ -242,7 +251,7 @@ class Workshop:
         key = keys.key({**relevant, "limit": len(dataset)})
         with self._lease(key, "estimates"):  # models of one defense share them
             return estimates.obtain(
-                self.store.cache / "estimates" / f"{key}.bytes",
+                self.store.estimates_path(key),
                 defended,
                 dataset,
                 seed=target.seed,

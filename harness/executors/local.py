@@ -49,6 +49,8 @@ class Crew:
     data_dir: Path | None
     batch_size: int
     memory: int | None = None
+    store: str | None = None
+    log: Path | None = None
 
     @contextlib.contextmanager
     def helping(self, cells: Sequence[Cell]) -> Iterator[list[subprocess.Popen[bytes]]]:
@@ -70,6 +72,8 @@ class Crew:
                     threads=threads(workers),
                     batch_size=self.batch_size,
                     memory=self.memory,
+                    store=self.store,
+                    log=None if self.log is None else str(self.log),
                     index=index,
                     workers=workers,
                 )

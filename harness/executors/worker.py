@@ -34,6 +34,9 @@ class Job:
     threads: int
     batch_size: int
     memory: int | None
+    store: str | None = None
+    """The URL of an object store to fetch from; the run itself publishes."""
+    log: str | None = None
     index: int
     """Of this worker among `workers`: where it begins."""
     workers: int
@@ -48,10 +51,9 @@ def work(job: Job) -> int:
     """Run the cells of a job that nobody else runs. Returns an exit status."""
     import torch
 
-    from harness import memory
+    from harness import log, memory, remote
     from harness.progress import Silent
     from harness.runner import Runner
-    from harness.store import Store
     from harness.train import Interrupted, Stop
     from harness.types import HarnessError
     from harness.workshop import Workshop
@@ -61,7 +63,7 @@ def work(job: Job) -> int:
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     workshop = Workshop(
-        store=Store(Path(job.results), Path(job.cache)),
+        store=remote.opened(Path(job.results), Path(job.cache), job.store),
         device=device,
         reporter=Silent(),
         stop=stop,
@@ -72,7 +74,8 @@ def work(job: Job) -> int:
     try:
         if job.memory is not None:
             memory.limit(job.memory, device)
-        Runner(workshop=workshop, batch_size=job.batch_size, announces=False).run(cells)
+        with log.to(None if job.log is None else Path(job.log)):
+            Runner(workshop=workshop, batch_size=job.batch_size, announces=False).run(cells)
     except Interrupted:
         return 130
     except HarnessError as error:  # the run itself meets it too, and says it

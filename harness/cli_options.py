@@ -1,0 +1,113 @@
+"""What several commands take: options, and words that become numbers, sizes and assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.memory import size
+from harness.types import HarnessError, number
+
+
+class _Read(click.ParamType[Any]):
+    """A word read by a function that raises HarnessError where it does not fit."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self.read = read
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.read(value)
+        except HarnessError as error:
+            self.fail(str(error), param, context)
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """`key=value`.
+
+    Raises:
+        HarnessError: anything else.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise HarnessError(f"{text!r} is not of the form key=value")
+    return key.strip().replace("-", "_"), value.strip()
+
+
+NUMBER, MEMORY = _Read("number", number), _Read("size", size)
+ASSIGNMENT = _Read("key=value", assignment)
+RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results/runs"),
+    show_default=True,
+    help="Folder of records, and of all else unless --cache says otherwise.",
+)
+DATA = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder with the datasets' files. Default: HARNESS_DATA, else a cache folder of yours.",
+)
+
+
+STRICT = click.option(
+    "--strict", is_flag=True, help="Exit status 3 where a number is flagged (but for scaled-down)."
+)
+
+
+def scale_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How much of which machines a run may use, where it meets others, and what it notes."""
+    for option in (
+        click.option(
+            "--memory", type=MEMORY, help="Halve batches at this limit: 4GB (GPU's, if used)."
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1, 512), help="Processes that share the work."
+        ),
+        click.option("--devices", help="A process for each GPU: 0,1,2,3."),
+        click.option(
+            "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True
+        ),
+        click.option("--address", help="Ray's cluster: auto, HOST:PORT. Default: this machine."),
+        click.option(
+            "--gpus-per-cell", type=NUMBER, help="Of a Ray task: 1, 1/4. Default: 1 on cuda."
+        ),
+        click.option(
+            "--store", help="Meet on an object store: s3://bucket/prefix, file:///folder."
+        ),
+        click.option(
+            "--log", type=click.Path(path_type=Path), help="Append JSON lines to this file."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that name one defended model, its ball, and where it is made."""
+    path = click.Path(path_type=Path)
+    for option in reversed(
+        (
+            click.option("--dataset", default="digits", show_default=True),
+            click.option("--defense", required=True),
+            click.option("--model", help="Classifier. Default: the dataset's."),
+            click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure"),
+            click.option("--epochs", type=click.IntRange(1), help="Compresses the schedule."),
+            click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255."),
+            click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf"),
+            click.option("--seed", type=int, default=0, show_default=True),
+            click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True),
+            click.option("-T", "training_options", type=ASSIGNMENT, multiple=True),
+            click.option("--device", help="Default: cuda where there is one."),
+            click.option("--cache", type=path, help="Folder of weights and estimates."),
+            click.option("--quiet", is_flag=True, help="No progress."),
+        )
+    ):
+        command = option(command)
+    return command
