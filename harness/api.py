@@ -19,7 +19,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import audit, data, defaults, engine, guests, keys, own_model, progress, store, suite
+from harness import (
+    audit,
+    data,
+    data_checks,
+    defaults,
+    engine,
+    guests,
+    keys,
+    own_model,
+    progress,
+    store,
+    suite,
+)
 from harness.bridges import borrowed
 from harness.defended import Defended
 from harness.evaluation import Evaluation, worst_images
@@ -78,6 +90,7 @@ def evaluate(
         HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
     """
     chosen = engine.choose_device(device)
+    images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     with contextlib.ExitStack() as stack:
         defended = _defended(model, defense, normalisation, images, chosen, stack)
         test = dataset(images, labels, classes=defended.classes)
@@ -173,7 +186,7 @@ def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
     Raises:
         HarnessError: not images in [0, 1], or labels that the model has no output for.
     """
-    pixels, truth = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu()
+    pixels, truth = _tensor(images, "images"), _tensor(labels, "labels")
     if pixels.ndim != 4 or not len(pixels):
         raise HarnessError(f"images have the shape {tuple(pixels.shape)}: it must be (N, C, H, W)")
     if truth.shape != (len(pixels),) or truth.is_floating_point():
@@ -183,7 +196,7 @@ def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
         )
     if pixels.is_floating_point():
         pixels = pixels.float()
-    data.check_pixels(pixels, "images")
+    data_checks.check_pixels(pixels, "images")
     truth = truth.long()
     if int(truth.min()) < 0 or int(truth.max()) >= classes:
         raise HarnessError(
@@ -198,8 +211,17 @@ def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
         labels=truth,
         ids=ids,
         classes=tuple(map(str, range(classes))),
-        digest=data.digest(pixels, truth, ids),
+        digest=data_checks.digest(pixels, truth, ids),
     )
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HarnessError(
+            f"{what} are a {type(values).__name__}, and no tensor can be made of it: {error}"
+        ) from error
 
 
 # --- a model in memory behind the workshop's interface --------------------------------------------
@@ -263,7 +285,7 @@ def _defended(
     model: nn.Module | Defended,
     defense: str | Defense,
     normalisation: str,
-    images: Any,
+    images: Tensor,
     device: torch.device,
     stack: contextlib.ExitStack,
 ) -> Defended:
@@ -277,7 +299,8 @@ def _defended(
     if not isinstance(model, nn.Module):
         raise HarnessError(f"the model is a {type(model).__name__}: it must be a torch module")
     chosen = defense if isinstance(defense, Defense) else build(parse(defense), defense_registry)
-    shape = tuple(images.shape[1:])
+    few = dataset(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
+    shape = few.shape
     if chosen.auxiliary_module(shape) is not None:
         raise HarnessError(
             f"{type(chosen).__name__} has a module of its own that must be trained first: "
@@ -286,7 +309,6 @@ def _defended(
     stack.enter_context(borrowed(model, device))
     channels = chosen.output_channels(shape[0])
     classifier = own_model.behind(model, channels, normalisation).to(device)
-    few = dataset(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
     draft = Defended(classifier, chosen, 0).frozen()
     logits = own_model.answer(classifier, own_model.seen(draft, few.batch(slice(None)).to(device)))
     return dataclasses.replace(draft, classes=logits.shape[1])

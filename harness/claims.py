@@ -27,6 +27,11 @@ class Claim:
     note: str
 
     @property
+    def black_box(self) -> bool:
+        """Whether it is about an attacker who does not see the model: white-box attacks refute nothing."""
+        return self.attack.startswith(("transfer", "boundary", "spsa"))
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What a protocol's cell finds its claim by."""
         return (
@@ -63,9 +68,10 @@ def by_key() -> dict[tuple[object, ...], Claim]:
 def refutations(claim: Claim) -> list[Claim]:
     """Lower robust accuracies that others published for the same defense, trained the same way.
 
-    The attack need not be the same: a claim of robustness is one against any attack in the ball.
+    The attack need not be the same: a claim of white-box robustness is one against any attack in the
+    ball.
     """
-    if claim.id == "refuted" or claim.value is None or claim.attack == "clean":
+    if claim.id == "refuted" or claim.value is None or claim.attack == "clean" or claim.black_box:
         return []
     return [
         other
@@ -76,5 +82,4 @@ def refutations(claim: Claim) -> list[Claim]:
         == (claim.dataset, claim.defense, claim.training)
         and other.value is not None
         and other.value < claim.value
-        and not claim.attack.startswith(("transfer", "boundary", "spsa"))
     ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.conformance import other_random_state, require, require_steady, untouched_random_state
 from harness.defended import Defended
 from harness.random import Draws, Role
-from harness.types import Backward, Batch, Defense
+from harness.types import Backward, Batch, Defense, Randomness
 
 BATCH_TOLERANCE = 2e-3
 """How far a sample may differ between batches: solvers stop by the batch's slowest matrix."""
@@ -88,6 +88,13 @@ def randomness_as_declared(defense: Defense, batch: Batch) -> None:
             same != defense.randomised,
             f"declares randomised = {defense.randomised}, but {seen} under other draws",
         )
+    for kind in cast(tuple[Randomness, ...], ("fixed", "per-input")):
+        held = behind(dataclasses.replace(defense, randomness=kind), batch)
+        same = torch.equal(
+            held.transform(few.images, draws(few)),
+            held.transform(few.images, draws(few, step=3, draw=1)),
+        )
+        require(same, f"randomness={kind} does not hold it still: draw from `draws` alone")
 
 
 def gradient_where_declared(defense: Defense, batch: Batch) -> None:

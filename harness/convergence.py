@@ -7,8 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness import registry
 from harness.records import Cell, Failure, Record
-from harness.types import HarnessError, Spec
+from harness.spec import convert
+from harness.tables import guarded
+from harness.types import HarnessError, Spec, number
 
 AXES = ("steps", "eot", "restarts", "epsilon")
 
@@ -32,9 +35,11 @@ def points(base: Cell, axes: Mapping[str, Sequence[float]], *, equal_budget: boo
     found = []
     for axis, values in axes.items():
         for value in sorted(set(values)):
-            if value <= 0 or (axis != "epsilon" and value != int(value)):
+            count = axis == "epsilon" or float(value).is_integer()
+            if not 0 < value < float("inf") or not count:
                 raise HarnessError(
-                    f"{axis} {value:g}: it must be positive, and a count but for epsilon"
+                    f"{axis} {value:g}: it must be positive, and a count but for epsilon",
+                    page="flags",
                 )
             found.append(Point(axis, value, _moved(base, axis, value)))
     if equal_budget:
@@ -49,7 +54,8 @@ def points(base: Cell, axes: Mapping[str, Sequence[float]], *, equal_budget: boo
 
 
 def _number(base: Cell, name: str, default: int) -> int:
-    return int(base.attack.parameters.get(name, default))
+    value: int = convert(name, base.attack.parameters.get(name, default), int, str(base.attack))
+    return value
 
 
 def _moved(base: Cell, axis: str, value: float) -> Cell:
@@ -60,9 +66,10 @@ def _moved(base: Cell, axis: str, value: float) -> Cell:
     parameters = {**attack.parameters, axis: str(int(value))}
     if axis == "steps":
         # The steps go as far together, however many there are.
-        size, steps = attack.parameters.get("step_size"), attack.parameters.get("steps")
-        if size is not None and steps is not None:
-            parameters["step_size"] = f"{float(size) * int(steps) / value:.6g}"
+        size = attack.parameters.get("step_size")
+        steps = _number(base, "steps", getattr(registry.attacks.get(attack.name), "steps", 0))
+        if size is not None and steps:
+            parameters["step_size"] = f"{number(str(size)) * steps / value:.6g}"
     return dataclasses.replace(base, attack=Spec(attack.name, parameters, attack.inner))
 
 
@@ -73,7 +80,7 @@ def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
     rows = []
     for point, result in found:
         row: dict[str, object] = {"axis": point.axis, "value": point.value}
-        row |= {"attack": str(point.cell.attack), "epsilon": point.cell.threat.epsilon}
+        row |= {"attack": guarded(str(point.cell.attack)), "epsilon": point.cell.threat.epsilon}
         if isinstance(result, Record):
             low, high = result.robust.interval
             row |= {
@@ -89,7 +96,7 @@ def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
                 "key": result.key,
             }
         else:
-            row |= {"failure": result.reason}
+            row |= {"failure": guarded(result.reason)}
         rows.append(row)
     text: str = pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n")
     return text
@@ -104,6 +111,7 @@ def svg(found: Sequence[tuple[Point, Record | Failure]], title: str) -> bytes:
 
     axes = list(dict.fromkeys(point.axis for point, _ in found))
     settings: Any = {"svg.hashsalt": "harness", "svg.fonttype": "none", "font.size": 9}
+    settings |= {"text.parse_math": False}  # a $ in a file's name is a dollar
     with pyplot.rc_context(settings):
         figure, panels = pyplot.subplots(
             1, len(axes), figsize=(3.4 * len(axes), 3.2), sharey=True, squeeze=False
@@ -161,6 +169,7 @@ def _panel(panel: object, axis: str, rows: Sequence[tuple[float, Record]]) -> No
     if axis != "epsilon" and values:
         panel.set_xscale("log", base=2)
         panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.minorticks_off()
     panel.set_xlabel(_LABELS[axis])
     panel.set_ylim(-0.02, 1.02)
     panel.grid(alpha=0.25)

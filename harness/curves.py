@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from harness import claims
 from harness.claims import Claim
-from harness.expansion import steps_of
+from harness.expansion import steps_of, training_of
 from harness.numbers import Number, Results, Share
-from harness.protocol import Profile, Protocol
+from harness.protocol import Profile, Protocol, headings
 
 if TYPE_CHECKING:
     from harness.figures import Drawing
@@ -58,15 +59,18 @@ def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
                 handles[method] = _measured(axes, points, colour, marker)
                 here |= {_where(number)}
             rows += _rows(row.labels, points, behind, number)
-        axes.set_title(f"{panel}" + (f" (here: {', '.join(sorted(here))})" if here else ""))
+        axes.set_title(panel + (f"\nhere: {'; '.join(sorted(here))}" if here else ""))
         axes.set(ylim=(-3, 103), ylabel="accuracy (%)", xlabel=table.axis)
-        axes.set_xscale("log" if table.logarithmic else "linear")
+        if table.logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if not here:
             reason = next((n.reason for n in numbers if _panel(table, n) == panel and n.reason), "")
             _note(axes, "not measured" + (f": {reason}" if reason else ""))
     _legend(figure, handles, claimed=True)
     figure.suptitle(f"{table.title}. Profile {profile.name}")
-    header = (*(table.heads or ["panel", "method"]), "steps", "claimed", "measured", "low", "high")
+    header = (*headings(table), "steps", "claimed", "measured", "low", "high")
     return Drawing(figure, (*header, "images", "key"), rows)
 
 
@@ -123,18 +127,24 @@ def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
     figure.suptitle(
         f"{table.title}. Profile {profile.name}" + (f": {'; '.join(here)}" if here else "")
     )
-    header = (*(table.heads or ["method"]), "x", "measured", "low", "high")
+    header = (*headings(table), "x", "measured", "low", "high")
     return Drawing(figure, (*header, "queries", "images", "flags", "reason", "key"), rows)
 
 
 def _trace(number: Number) -> list[Point]:
-    """What each number of steps would have left, read from one record; its end is the record's own."""
+    """What each number of steps would have left, mean over the seeds; its end is the number itself."""
     if not number.records or number.measured is None:
         return []
-    record = number.records[0]
-    points = [(float(point.step), Share(point.accuracy, record.count)) for point in record.trace]
-    last = steps_of(record.cell.attack)
-    points = [point for point in points if point[0] != last]
+    last = steps_of(number.records[0].cell.attack)
+    seen: dict[int, list[float]] = {}
+    for record in number.records:
+        for point in record.trace:
+            seen.setdefault(point.step, []).append(point.accuracy)
+    points = [
+        (float(step), Share(sum(values) / len(values), number.measured.count))
+        for step, values in sorted(seen.items())
+        if step != last and len(values) == len(number.records)
+    ]
     return [*points, (float(last or 1), number.measured)]
 
 
@@ -147,7 +157,7 @@ def _claimed(table: Protocol, number: Number) -> list[Claim]:
         if claim.id == (table.claims or table.name)
         and (claim.dataset, claim.model, claim.defense)
         == (settings.dataset, settings.model, defense)
-        and claim.training == (settings.training or "pure")
+        and claim.training == training_of(settings)
         and claim.attack == settings.attack
         and claim.value is not None
     ]

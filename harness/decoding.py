@@ -31,7 +31,7 @@ def decode(text: str, kind: type[T], file: str) -> T:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise HarnessError(f"{file}: {error}") from None
+        raise HarnessError(f"{file}: {error}", page="protocols") from None
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -40,15 +40,19 @@ def decode(text: str, kind: type[T], file: str) -> T:
 
 def _wrong(message: str, raw: Any, text: str, kind: Any, file: str) -> HarnessError:
     what, _, place = message.partition(" - at `")
-    path = place.rstrip("`").removeprefix("$")
+    of_key = place.startswith("key` in `")  # a word that is no key of a dictionary
+    path = place.removeprefix("key` in `").rstrip("`").removeprefix("$")
     path = _name_keys(path, raw)
-    named = re.search(r"field `([^`]+)`", what)
-    key = named.group(1) if named and "unknown" in what else None
+    named = re.search(r"'([^']*)'" if of_key else r"field `([^`]+)`", what)
+    key = named.group(1) if named and (of_key or "unknown" in what) else None
     line = line_of(text, f"{path}.{key}" if key else path)
     holder = _type_at(kind, path)
     hint = ""
     if key is not None and isinstance(holder, type) and issubclass(holder, msgspec.Struct):
         what, hint = f"{key!r} is not known here", nearest(key, holder.__struct_fields__)
+    elif key is not None and of_key:
+        words = _literals(typing.get_args(holder)[0])
+        what, hint = f"{key!r} is not known here", nearest(key, words)
     elif named and "missing" in what:
         what = f"{named.group(1)!r} is missing here"
     choices = [word for word in _literals(holder) if isinstance(word, str)]
@@ -57,7 +61,7 @@ def _wrong(message: str, raw: Any, text: str, kind: Any, file: str) -> HarnessEr
         word = given.group(1) if given else ""
         what, hint = f"{word!r} does not fit", nearest(word, choices)
     where = f"{file}, line {line}" + (f", {path.lstrip('.')}" if path else "")
-    return HarnessError(f"{where}: {what}" + (f": {hint}" if hint else ""))
+    return HarnessError(f"{where}: {what}" + (f": {hint}" if hint else ""), page="protocols")
 
 
 def _name_keys(path: str, raw: Any) -> str:

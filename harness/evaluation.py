@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import audit, frames, tables
-from harness.records import Failure, Record, Timing, unpack
-from harness.statistics import wilson
+from harness.paired import shares
+from harness.records import Failure, Record, Timing
 from harness.suite import Worst
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ class Evaluation:
     @property
     def robust(self) -> float:
         """Robust accuracy, mean over the scoring draws, each image under its worst attack."""
-        strongest = min(record.robust.mean for record in self.records)
-        return min(self.worst.mean, strongest) if len(self.records) > 1 else strongest
+        return self.worst.mean
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `robust`."""
-        return wilson(self.robust * self.count, self.count)
+        return self.worst.interval
 
     @property
     def clean(self) -> float:
@@ -108,9 +107,9 @@ class Evaluation:
         import pandas
 
         columns: dict[str, Any] = {"label": self.labels.tolist()}
-        columns["clean"] = _shares(self.records[0].clean_outcomes, self.count)
+        columns["clean"] = shares(self.records[0].clean_outcomes, self.count)
         for record in self.records:
-            columns[str(record.cell.attack)] = _shares(record.robust_outcomes, self.count)
+            columns[str(record.cell.attack)] = shares(record.robust_outcomes, self.count)
         return pandas.DataFrame(columns)
 
     def save(self, path: str | Path) -> Path:
@@ -153,7 +152,7 @@ class Evaluation:
         ]
         places = list(range(len(rows)))
         axis.barh(places, values, xerr=spread, color="0.7", ecolor="0.2", capsize=2)
-        axis.set_yticks(places, names, fontsize=8)
+        axis.set_yticks(places, names, fontsize=8, parse_math=False)
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
         axis.set_xlabel("accuracy in percent, 95 % Wilson interval", fontsize=8)
@@ -161,8 +160,8 @@ class Evaluation:
 
     def _shown(self, count: int) -> list[int]:
         """Images that were right and fell, first of all."""
-        clean = _shares(self.records[0].clean_outcomes, self.count)
-        worst = [_shares(record.robust_outcomes, self.count) for record in self.records]
+        clean = shares(self.records[0].clean_outcomes, self.count)
+        worst = [shares(record.robust_outcomes, self.count) for record in self.records]
         lost = [
             before - min(after)
             for before, after in zip(clean, zip(*worst, strict=True), strict=True)
@@ -192,17 +191,11 @@ class Evaluation:
         )
 
 
-def _shares(outcomes: Sequence[str], count: int) -> list[float]:
-    """For each image the share of draws in which it was right."""
-    rows = [unpack(row, count) for row in outcomes]
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
 def worst_images(records: Sequence[Record], images: Mapping[str, Tensor]) -> Tensor:
     """(N, C, H, W) of each image the version under which fewest draws are right."""
     import torch
 
-    shares = torch.tensor([_shares(record.robust_outcomes, record.count) for record in records])
-    chosen = shares.argmin(dim=0)
+    standing = torch.tensor([shares(r.robust_outcomes, r.count) for r in records])
+    chosen = standing.argmin(dim=0)
     every = torch.stack([images[record.key] for record in records])
     return every[chosen, torch.arange(len(chosen))]

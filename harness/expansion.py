@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -93,12 +93,15 @@ def merged(table: Protocol, row: Row, column: Column) -> Settings:
 
 
 def _claim(table: Protocol, settings: Settings) -> Claim | None:
+    """What is published for a cell. No claim is about another ball than the dataset's own."""
+    if settings.norm == "l2" or settings.epsilon_times not in (None, 1.0):
+        return None
     key = (
         table.claims or table.name,
         settings.dataset,
         settings.model,
         _word(settings.defense or ""),
-        settings.training or ("adversarial" if settings.defense == "madry" else "pure"),
+        training_of(settings),
         settings.attack,
         settings.steps,
         settings.metric or "accuracy",
@@ -121,9 +124,7 @@ def _filled(
     settings = place.settings
     rules = _rules(settings, profile, datasets)
     skip = next((rule.skip for rule in reversed(rules) if rule.skip), "")
-    caps = dict(profile.caps)
-    for rule in rules:
-        caps |= rule.caps
+    caps = _caps(profile, rules)
     value = getattr(settings, table.vary) if table.vary else None
     if value is not None and value > caps.get(table.vary, value):
         skip = f"this profile takes at most {caps[table.vary]} {table.vary}"
@@ -140,7 +141,8 @@ def dataset_of(name: str, profile: Profile, datasets: Mapping[str, str]) -> str:
     return datasets.get(name) or (options[0] if options else name)
 
 
-def _training(settings: Settings) -> str:
+def training_of(settings: Settings) -> str:
+    """`pure` or `adversarial`; `madry` is the undefended model trained adversarially."""
     if settings.training is not None:
         return settings.training
     return "adversarial" if _word(settings.defense or "") == "madry" else "pure"
@@ -152,7 +154,7 @@ def _rules(settings: Settings, profile: Profile, datasets: Mapping[str, str]) ->
         "model": settings.model or "",
         "defense": _word(settings.defense or ""),
         "attack": settings.attack or "",
-        "training": _training(settings),
+        "training": training_of(settings),
     }
     return [
         rule
@@ -161,20 +163,25 @@ def _rules(settings: Settings, profile: Profile, datasets: Mapping[str, str]) ->
     ]
 
 
+def _caps(profile: Profile, rules: Sequence[Rule]) -> dict[str, int]:
+    sources = [profile.caps, *(rule.caps for rule in rules)]
+    return {str(name): most for source in sources for name, most in source.items()}
+
+
 def _cell(
     settings: Settings, table: Protocol, profile: Profile, datasets: Mapping[str, str], seed: int
 ) -> Cell:
     for name in ("dataset", "model", "defense", "attack"):
         if getattr(settings, name) is None:
-            raise HarnessError(f"it says no {name}")
+            raise HarnessError(f"it says no {name}", page="protocols")
     assert settings.dataset and settings.model and settings.defense and settings.attack
     rules = _rules(settings, profile, datasets)
     dataset = dataset_of(settings.dataset, profile, datasets)
-    training = _training(settings)
-    caps, train = dict(profile.caps), dict[str, Any]()
+    training = training_of(settings)
+    caps = _caps(profile, rules)
+    train: dict[str, Any] = {}
     limit, draws = profile.limit, settings.draws or profile.draws
     for rule in rules:
-        caps |= rule.caps
         train |= rule.train
         limit = rule.limit or limit
         draws = rule.draws or draws
@@ -233,6 +240,8 @@ def _attack(
             raise HarnessError(
                 f"attack {text!r} asks for {{{name}}}: {nearest(name, [*known, 'step'])}"
             )
+        if otherwise and not otherwise.isdecimal():
+            raise HarnessError(f"attack {text!r}: {{{match.group(1)}}} must be {{{name}:NUMBER}}")
         value = known[name] if known[name] is not None else int(otherwise) if otherwise else None
         if value is None:
             raise HarnessError(f"attack {text!r} needs {name}, and the cell does not say it")
@@ -241,6 +250,10 @@ def _attack(
 
     spec = re.sub(r"\{((?!step\})[\w:]+)\}", fill, template)
     if "{step}" in spec:
+        if "steps" not in filled:
+            raise HarnessError(
+                f"attack {text!r} asks for {{step}}, which needs {{steps}} beside it"
+            )
         spec = spec.replace("{step}", _step(settings, dataset, epsilon, filled["steps"]))
     return parse(spec)
 

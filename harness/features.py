@@ -65,7 +65,7 @@ def _features(
         workshop.reporter.say(f"{table.name}: {error}")
         return
     basis = keys.key([[each.key for each in plans], table.images, QUANTILES])
-    kept = runner.store.read_json(FOLDER, table.name, FeatureData)
+    kept = runner.store.read_spare(FOLDER, table.name, FeatureData)
     if kept is not None and kept.basis == basis and not kept.missing:
         return
     names: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ def prepare_gallery(cells: Sequence[Cell], results: Sequence[Record], runner: Ru
     """
     chosen = _harmful(results)
     basis = keys.key(sorted(record.key for record in chosen))
-    kept = runner.store.read_json(FOLDER, "gallery", Gallery)
+    kept = runner.store.read_spare(FOLDER, "gallery", Gallery)
     if kept is not None and kept.basis == basis:
         return
     asked = {cell_name(cell): cell for cell in cells}

@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a $ in a user's title is a dollar
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -79,7 +79,8 @@ def refuse_copies(specs: Sequence[Spec]) -> None:
         if needs_another_model(spec):
             raise HarnessError(
                 f"{spec} needs an independently trained copy of the model, and this one came with its "
-                "weights: leave out --weights, or name another source (transfer(...,defense=vanilla))"
+                "weights: leave out --weights, or name another source (transfer(...,defense=vanilla))",
+                page="quickstart",
             )
 
 

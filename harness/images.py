@@ -156,7 +156,7 @@ def prepare(
     names = [datasets.get(name, name) for name in table.datasets]
     if table.kind == "ranks":
         count = min(table.images, profile.images or table.images)
-        kept = store.read_json(FOLDER, table.name, RankData)
+        kept = store.read_spare(FOLDER, table.name, RankData)
         found: object = rank_data(names, count, data_dir=data_dir, report=report, kept=kept)
     else:
         found = mask_data(

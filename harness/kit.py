@@ -87,7 +87,8 @@ def _plugins(word: str) -> list[tuple[str, Attack | Defense]]:
         ]
         if not own:
             raise HarnessError(
-                f"{word} defines no attack and no defense: a class of harness.types.Attack or Defense"
+                f"{word} defines no attack and no defense: a class of harness.types.Attack or Defense",
+                page="plugins",
             )
         return [(each.__name__, _quick(f"{word}:{each.__name__}", _kind(each))) for each in own]
     spec = parse(word)
@@ -101,7 +102,8 @@ def _plugins(word: str) -> list[tuple[str, Attack | Defense]]:
         if isinstance(plugin, right):
             return [(spec.name.rpartition(":")[2], plugin)]
     raise HarnessError(
-        f"{word!r} is no file, and neither an attack nor a defense: try `harness list`"
+        f"{word!r} is no file, and neither an attack nor a defense: try `harness list`",
+        page="plugins",
     )
 
 

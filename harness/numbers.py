@@ -14,7 +14,7 @@ from harness import audit, claims, expansion, keys, suite
 from harness.expansion import Place
 from harness.protocol import Profile, Protocol
 from harness.records import Cell, Failure, Record
-from harness.statistics import wilson
+from harness.statistics import in_percent, wilson
 from harness.store import Store
 from harness.tables import Loaded, load
 
@@ -70,7 +70,7 @@ class Results:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.loaded: Loaded = load(store)
-        self.flags = audit.across(self.loaded.records)
+        self.flags = {record.key: record.flags for record in self.loaded.records}
         self.records = {record.key: record for record in self.loaded.records}
         self.failures = {failure.key: failure for failure in self.loaded.failures}
         self._cells: dict[str, list[str]] = {}
@@ -98,12 +98,20 @@ class Results:
 
     def choose(self, table: Protocol, profile: Profile) -> dict[str, str]:
         """Which stand-ins for datasets the records of a table used: the first that left any."""
-        used = {record.cell.target.dataset for record in self.loaded.records}
-        used |= {failure.cell.target.dataset for failure in self.loaded.failures}
         return {
-            dataset: next((name for name in options if name in used), options[0])
+            dataset: next(
+                (name for name in options if self._answers(table, profile, dataset, name)),
+                options[0],
+            )
             for dataset, options in profile.datasets.items()
         }
+
+    def _answers(self, table: Protocol, profile: Profile, dataset: str, name: str) -> bool:
+        """Whether a cell of the table was run with `name` in place of `dataset`."""
+        return any(
+            place.settings.dataset == dataset and any(map(self.find, place.cells))
+            for place in expansion.expand(table, profile, {dataset: name})
+        )
 
     def numbers(self, table: Protocol, profile: Profile) -> list[Number]:
         """Every place of a table, with what is known about it."""
@@ -132,7 +140,6 @@ class Results:
     def after(self, record: Record) -> After | None:
         """The worst case over all that attacked this target in this ball, the same images each.
 
-        Never more than the strongest attack leaves alone: to use it on every image is a choice too.
         None where no second attack was run.
         """
         group = [
@@ -145,7 +152,7 @@ class Results:
             return None
         worst = suite.worst_case(sorted(group, key=lambda other: other.key))
         return After(
-            share=Share(min([worst.mean, *(r.robust.mean for r in group)]), worst.count),
+            share=Share(worst.mean, worst.count),
             attacks=names,
             keys=tuple(sorted(other.key for other in group)),
         )
@@ -204,10 +211,13 @@ def verdict(number: Number) -> Verdict | None:
     if claim.value is None:
         return Verdict(state="unknown", says=f"the number is not known here ({claim.note})")
     refuted = claims.refutations(claim)
-    if number.place.full_scale and number.measured is not None:
-        return _judged(number, claim.value / 100)
-    hint = _hint(number, claim.value / 100)
     scaled = number.measured is not None
+    hint = _hint(number, claim.value / 100)
+    if number.place.full_scale and number.measured is not None:
+        judged = _judged(number, claim.value / 100)
+        if judged.state == "fell" or not refuted:
+            return judged
+        scaled, hint = False, f"; the attack of the claim leaves {judged.says} here"
     if refuted:
         lowest = min(refuted, key=lambda other: other.value or 0.0)
         says = f"{lowest.source}: {lowest.value:g} ({_recipe(lowest)})"
@@ -228,25 +238,32 @@ def _judged(number: Number, claimed: float) -> Verdict:
     low, high = number.measured.interval
     if high < claimed:
         return Verdict(state="fell", says=f"{percent(number.measured)} under the same attack")
-    if number.after is not None and number.after.share.interval[1] < claimed:
-        says = f"{percent(number.after.share)} after {len(number.after.attacks)} attacks"
+    after = _after_same_access(number)
+    if after is not None and after.share.interval[1] < claimed:
+        says = f"{percent(after.share)} after {len(after.attacks)} attacks"
         return Verdict(state="fell", says=says)
     says = f"{percent(number.measured)}" + (", above the claim" if low > claimed else "")
     return Verdict(state="holds", says=says)
 
 
+def _after_same_access(number: Number) -> After | None:
+    """The worst case, where it speaks to the claim: white-box attacks refute no black-box one."""
+    claim = number.place.claim
+    return None if claim is None or claim.black_box else number.after
+
+
 def _hint(number: Number, claimed: float) -> str:
     if number.measured is None:
         return ""
-    lowest = number.after.share if number.after is not None else number.measured
+    after = _after_same_access(number)
+    lowest = after.share if after is not None else number.measured
     side = "below" if lowest.interval[1] < claimed else "not below"
     return f"; at this profile's scale {percent(lowest)}, {side} the claim"
 
 
 def percent(share: Share) -> str:
     """`41.2 [38.2, 44.3]`"""
-    low, high = share.interval
-    return f"{100 * share.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return in_percent(share.mean, share.interval)
 
 
 @functools.cache

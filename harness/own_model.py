@@ -55,7 +55,10 @@ def specification(model: Spec, *, weights: str | None, normalisation: str | None
     complete = model.name.endswith(".pt2")
     if weights is None and not complete:
         if normalisation is not None:
-            raise HarnessError("--normalisation belongs to a model of your own: add --weights FILE")
+            raise HarnessError(
+                "--normalisation belongs to a model of your own: add --weights FILE",
+                page="quickstart",
+            )
         return model
     stated = normalisation or (
         "timm" if library == "timm" and weights == "pretrained" else "inside"
@@ -85,7 +88,8 @@ def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
     if training.kind == "adversarial":
         raise HarnessError(
             "a model that comes with its weights is not trained here: leave out --training adversarial "
-            "and madry, or leave out --weights"
+            "and madry, or leave out --weights",
+            page="quickstart",
         )
     return GIVEN
 
@@ -119,7 +123,8 @@ def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
     if logits.shape[1] != classes:
         raise HarnessError(
             f"the model tells {logits.shape[1]} classes apart, {dataset.name} has {classes}: its last "
-            "layer must have one output for each class of the dataset, in the dataset's order"
+            "layer must have one output for each class of the dataset, in the dataset's order",
+            page="quickstart",
         )
     found = probe(defended.model, shown, batch.labels)
     if found.better:
@@ -133,7 +138,8 @@ def wrong_range(found: Probe) -> HarnessError:
     return HarnessError(
         f"the model is {found.chance}, but on {found.better_accuracy:.0%} if it is handed {meaning}: "
         f"it was given the wrong range. Say --normalisation {found.better} "
-        f"(in Python normalisation={found.better!r})"
+        f"(in Python normalisation={found.better!r})",
+        page="quickstart",
     )
 
 

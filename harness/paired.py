@@ -37,10 +37,9 @@ def right_counts(outcomes: tuple[str, ...], count: int) -> tuple[int, ...]:
     return tuple(sum(column) for column in zip(*rows, strict=True))
 
 
-def shares(record: Record) -> list[float]:
-    """(n,) the share of the scoring draws in which each attacked image is right."""
-    draws = len(record.robust_outcomes)
-    return [right / draws for right in right_counts(record.robust_outcomes, record.count)]
+def shares(outcomes: tuple[str, ...], count: int) -> list[float]:
+    """(n,) the share of the draws in which each image was right, from packed outcomes."""
+    return [right / len(outcomes) for right in right_counts(outcomes, count)]
 
 
 def comparable(first: Record, second: Record) -> bool:
@@ -56,15 +55,10 @@ def compare(first: Record, second: Record) -> Comparison:
     """
     if not comparable(first, second):
         raise ValueError(f"records {first.key} and {second.key} are of different images")
-    pairs = list(zip(shares(first), shares(second), strict=True))
+    each = [shares(record.robust_outcomes, record.count) for record in (first, second)]
+    pairs = list(zip(*each, strict=True))
     return Comparison(
         difference=sum(a - b for a, b in pairs) / len(pairs),
         more=sum(a > b for a, b in pairs),
         fewer=sum(a < b for a, b in pairs),
     )
-
-
-def tally(first: list[int], second: list[int]) -> tuple[int, int]:
-    """How many images have a greater number in `first`, and how many a smaller one."""
-    pairs = list(zip(first, second, strict=True))
-    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

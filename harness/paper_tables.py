@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import audit, claims, expansion, store
+from harness import audit, claims, expansion, protocol, store
 from harness.numbers import After, Number, Results, Share, percent, symbols, verdict
 from harness.protocol import Profile, Protocol
 from harness.records import Record
@@ -58,7 +58,7 @@ def sheet(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> Sheet
     """
     marks = _marks(numbers)
     single = len(table.columns) == 1
-    heads = table.heads or [""] * max((len(row.labels) for row in table.rows), default=0)
+    heads = protocol.headings(table)
     header = list(heads)
     for column in table.columns:
         title = "" if single else f"{column.title}: "
@@ -178,8 +178,9 @@ def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> lis
     if any(steps):
         facts.insert(1, f"{_range([step for step in steps if step])} attack steps")
     lines.append("; ".join(facts) + ".")
+    seeds = " and the seeds" if any(len(number.records) > 1 for number in numbers) else ""
     lines.append(
-        "Accuracy in percent, mean over the scoring draws [95 % Wilson interval, images as units]."
+        f"Accuracy in percent, mean over the scoring draws{seeds} [95 % Wilson interval, images as units]."
     )
     if table.suite:
         lines.append(
@@ -288,8 +289,8 @@ def latex(page: Sheet) -> str:
     """A booktabs table."""
     columns = "l" * page.lead + "r" * (len(page.header) - page.lead - 1) + "l"
     rows = [" & ".join(map(escape_latex, row)) + r" \\" for row in [page.header, *page.body]]
-    # A row that begins with [ would be read as the spacing that \\ takes.
-    body = ["{}" + row if row.startswith("[") else row for row in rows[1:]]
+    # A row that begins with [ or * would be read as what \\ or \toprule takes.
+    rows = ["{}" + row if row.startswith(("[", "*")) else row for row in rows]
     notes = [r"\par " + escape_latex(note) for note in page.notes]
     return "\n".join(
         [
@@ -300,7 +301,7 @@ def latex(page: Sheet) -> str:
             r"\toprule",
             rows[0],
             r"\midrule",
-            *body,
+            *rows[1:],
             r"\bottomrule",
             r"\end{tabular}",
             *notes,
@@ -312,7 +313,7 @@ def latex(page: Sheet) -> str:
 
 def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
     """One line for each number of the table, everything in full."""
-    heads = [head or f"label{place}" for place, head in enumerate(table.heads)]
+    heads = protocol.headings(table)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     fields = ["column", "claimed", "claim_source", "claim_note", "measured", "low", "high"]
@@ -322,7 +323,7 @@ def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
     writer.writerow([guarded(name) for name in [*heads, *fields]])
     for number in numbers:
         row = table.rows[number.place.row]
-        values = [*row.labels[: len(heads)], *_fields(table, number)]
+        values = [*row.labels, *_fields(table, number)]
         writer.writerow([guarded(str(value)) for value in values])
     return file.getvalue()
 

@@ -12,7 +12,7 @@ import re
 import tomllib
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ from harness.types import HarnessError, Norm, Training
 
 Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]
 Metric = Literal["accuracy", "accuracy-any-iterate"]
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Caps = dict[Literal["steps", "samples", "eot", "queries"], Count]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -34,17 +37,17 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     training: Training | None = None
     attack: str | None = None
     """A recipe of `attacks.toml` or of this file, or an attack as on the command line."""
-    steps: int | None = None
-    travel: float | None = None
+    steps: Count | None = None
+    travel: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """How far all steps go together, in multiples of epsilon. Default: the dataset's step size."""
-    epsilon_times: float | None = None
+    epsilon_times: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Epsilon as a multiple of the dataset's. Default: 1."""
     norm: Norm | None = None
-    eot: int | None = None
-    queries: int | None = None
-    draws: int | None = None
-    limit: int | None = None
-    max_queries: int | None = None
+    eot: Count | None = None
+    queries: Count | None = None
+    draws: Count | None = None
+    limit: Count | None = None
+    max_queries: Count | None = None
     metric: Metric | None = None
     skip: str | None = None
     """Why this cell is never run: printed in its place."""
@@ -93,8 +96,16 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Whether the column `after the adaptive suite` makes sense here."""
     datasets: list[str] = []
     defenses: list[str] = []
-    images: int = 2000
+    images: Count = 2000
     probabilities: list[float] = []
+
+
+def headings(table: Protocol) -> list[str]:
+    """A heading for each label of a row; `method` or `label 1`, `label 2` where the file has none."""
+    if table.heads or not table.rows:
+        return table.heads
+    count = len(table.rows[0].labels)
+    return ["method"] if count == 1 else [f"label {place + 1}" for place in range(count)]
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -106,9 +117,9 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     defense: str = "*"
     attack: str = "*"
     training: str = "*"
-    limit: int | None = None
-    draws: int | None = None
-    caps: dict[str, int] = {}
+    limit: Count | None = None
+    draws: Count | None = None
+    caps: Caps = {}
     train: dict[str, Any] = {}
     skip: str | None = None
 
@@ -119,14 +130,16 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     summary: str
     budget: str
     name: str = ""
-    limit: int | None = None
-    draws: int = 10
-    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
-    images: int | None = None
+    limit: Count | None = None
+    draws: Count = 10
+    seeds: Annotated[list[int], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [0]
+    )
+    images: Count | None = None
     """Images of a figure that looks at images alone, at most."""
-    caps: dict[str, int] = {}
+    caps: Caps = {}
     """The most steps, samples, eot, queries an attack takes."""
-    datasets: dict[str, list[str]] = {}
+    datasets: dict[str, Annotated[list[str], msgspec.Meta(min_length=1)]] = {}
     """Datasets that stand in for another: the first that is there."""
     models: dict[str, str] = {}
     defenses: dict[str, str] = {}
@@ -168,7 +181,8 @@ def load(name: str) -> Protocol:
     else:
         raise HarnessError(
             f"no protocol is called {name!r}: {nearest(name, names())}; one of your own is path/to/"
-            "file.toml, and `all` means all"
+            "file.toml, and `all` means all",
+            page="protocols",
         )
     if not _NAME.fullmatch(chosen.name):
         raise HarnessError(
@@ -198,7 +212,8 @@ def profile(name: str) -> Profile:
     if name not in offered:
         raise HarnessError(
             f"no profile is called {name!r}: {nearest(name, offered)}; one of your own is "
-            "path/to/file.toml:name"
+            "path/to/file.toml:name",
+            page="protocols",
         )
     return offered[name]
 
@@ -239,7 +254,9 @@ def _check(chosen: Protocol, text: str, file: str) -> None:
 
     def refuse(path: str, message: str) -> typing.NoReturn:
         place = path.lstrip(".")
-        raise HarnessError(f"{file}, line {line_of(text, path)}, {place}: {message}")
+        raise HarnessError(
+            f"{file}, line {line_of(text, path)}, {place}: {message}", page="protocols"
+        )
 
     titles = [column.title for column in chosen.columns]
     if chosen.kind in ("table", "curve", "steps", "features", "distances"):
@@ -254,6 +271,8 @@ def _check(chosen: Protocol, text: str, file: str) -> None:
                 f".rows[{number}].labels",
                 f"{len(row.labels)} labels under {len(chosen.heads)} heads",
             )
+        if not row.labels or len(row.labels) != len(chosen.rows[0].labels):
+            refuse(f".rows[{number}].labels", "every row needs labels, as many as the first has")
         for title in row.cells:
             if title not in titles:
                 message = f"no column is called {title!r}: {nearest(title, titles)}"

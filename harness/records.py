@@ -89,18 +89,24 @@ class Cell:
 
 def pack(bits: Sequence[bool]) -> str:
     """Outcomes as text: base64 of one bit each, first image in the highest bit."""
-    padded = list(bits) + [False] * (-len(bits) % 8)
-    octets = bytes(
-        sum(bool(bit) << (7 - place) for place, bit in enumerate(padded[start : start + 8]))
-        for start in range(0, len(padded), 8)
-    )
-    return base64.b64encode(octets).decode()
+    import numpy as np
+
+    return base64.b64encode(np.packbits(np.asarray(bits, dtype=bool)).tobytes()).decode()
 
 
 def unpack(text: str, count: int) -> list[bool]:
-    """The inverse of `pack` for `count` outcomes."""
-    octets = base64.b64decode(text)
-    return [bool(octets[place // 8] >> (7 - place % 8) & 1) for place in range(count)]
+    """The inverse of `pack` for `count` outcomes.
+
+    Raises:
+        ValueError: the text holds fewer.
+    """
+    import numpy as np
+
+    octets = np.frombuffer(base64.b64decode(text), np.uint8)
+    if 8 * len(octets) < count:
+        raise ValueError(f"{8 * len(octets)} packed outcomes, where {count} are asked for")
+    outcomes: list[bool] = np.unpackbits(octets, count=count).astype(bool).tolist()
+    return outcomes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

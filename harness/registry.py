@@ -120,17 +120,25 @@ class Registry:
         )
         raise HarnessError(
             f"no {self.kind} is called {name!r}: {hint} `harness list {self.kind}s` shows all; "
-            f"one of your own is path/to/file.py:Class"
+            f"one of your own is {name if name.endswith('.py') else 'path/to/file.py'}:Class",
+            page="datasets" if self.kind == "dataset" else "plugins",
         )
 
     def _from_file(self, path: Path, attribute: str) -> Callable[..., Any]:
         module = load_file(path)
         make = getattr(module, attribute, None)
         if not callable(make):
-            offers = [key for key, value in vars(module).items() if inspect.isclass(value)]
+            offers = [
+                key
+                for key, value in vars(module).items()
+                if (inspect.isclass(value) or inspect.isfunction(value))
+                and value.__module__ == module.__name__
+            ]
             near = difflib.get_close_matches(attribute, offers, n=3, cutoff=0.3)
             hint = f"did you mean {' or '.join(near)}?" if near else "it defines none of that name"
-            raise HarnessError(f"{path} has no class or function {attribute!r}: {hint}")
+            raise HarnessError(
+                f"{path} has no class or function {attribute!r}: {hint}", page="plugins"
+            )
         return make  # type: ignore[no-any-return]
 
 
@@ -158,7 +166,9 @@ class _Broken:
 def load_file(path: Path) -> Any:
     """The module in a Python file that the user named. Runs the file: it is the user's own code."""
     if not path.is_file():
-        raise HarnessError(f"no file {path}: a plugin of your own is path/to/file.py:Class")
+        raise HarnessError(
+            f"no file {path}: a plugin of your own is path/to/file.py:Class", page="plugins"
+        )
     name = "harness_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     if name in sys.modules:
         return sys.modules[name]

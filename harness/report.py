@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import importlib.resources
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from harness import audit, figures, paper_tables, png, store
+from harness import audit, figures, paper_tables, protocol, store, together
 from harness.drawing import Reproduced, reproduced
 from harness.figure_data import FOLDER as DATA
-from harness.figure_data import Gallery
+from harness.figure_data import Gallery, Picture
 from harness.numbers import Number, Results, Share, Verdict, percent, verdict
 from harness.progress import duration
 from harness.records import Failure, Record
@@ -58,6 +59,7 @@ def page(folder: Store) -> str:
         key=lambda claim: ("fell", "holds", "untested", "unknown").index(claim.verdict.state)
     )
     records = sorted(results.loaded.records, key=_order)
+    worst = together.worst_column(records)
     seconds = sum(timing.seconds for timing in results.loaded.timings.values())
     text: str = _template().render(
         style=_text("report.css"),
@@ -68,7 +70,7 @@ def page(folder: Store) -> str:
         states=STATES,
         scaled=sum(claim.verdict.scaled_down for claim in claims),
         profiles=sorted({part.profile for part in parts}),
-        records=[_entry(record, results) for record in records],
+        records=[_entry(record, results, worst.get(record.key, "")) for record in records],
         failures=sorted(results.loaded.failures, key=lambda each: each.key),
         flag_counts=_flags(results),
         explanations=audit.EXPLANATIONS,
@@ -194,7 +196,7 @@ def _part(each: Reproduced, results: Results) -> Part:
         title=table.title,
         kind="table",
         caption=[table.caption + ".", *sheet.caption],
-        heads=table.heads,
+        heads=protocol.headings(table),
         columns=[column.title for column in table.columns],
         rows=rows,
         suite=table.suite,
@@ -228,24 +230,27 @@ def _flags(results: Results) -> dict[str, int]:
 
 
 def _order(item: Record | Failure) -> tuple[str, ...]:
-    target = item.cell.target
-    return (target.dataset, target.label, str(target.model), str(item.cell.attack), item.key)
+    cell, target = item.cell, item.cell.target
+    ball = f"{cell.threat.norm} {cell.threat.epsilon:012.8f}"
+    names = (target.dataset, target.label, str(target.model), str(cell.attack), ball)
+    return (*names, f"{target.seed:012}", item.key)
 
 
-def _entry(record: Record, results: Results) -> dict[str, Any]:
+def _entry(record: Record, results: Results, worst: str) -> dict[str, Any]:
     """A record as the page shows it, with all that stands behind its number."""
     target, timing = record.cell.target, results.loaded.timings.get(record.key)
     robust, clean = (
         Share(record.robust.mean, record.count),
         Share(record.clean.mean, record.count),
     )
+    ball = f"{record.cell.threat.norm} {record.cell.threat.epsilon:.4g}"
     facts: dict[str, object] = {
         "key": record.key,
         "dataset": target.dataset,
         "model": str(target.model),
         "defense": target.label,
         "attack": str(record.cell.attack),
-        "ball": f"{record.cell.threat.norm}, epsilon {record.cell.threat.epsilon:.4g}",
+        "ball": ball,
         "images": f"{record.count:,}",
         "robust accuracy": percent(robust) + " %, mean over draws [95 % Wilson interval]",
         "under one draw": f"{100 * record.robust.one_draw:.1f} %",
@@ -265,7 +270,9 @@ def _entry(record: Record, results: Results) -> dict[str, Any]:
         "record": record,
         "key": record.key,
         "target": target,
+        "ball": ball,
         "measured": percent(robust),
+        "worst": worst,
         "clean": percent(clean),
         "flags": results.flags[record.key],
         "facts": facts,
@@ -275,6 +282,8 @@ def _entry(record: Record, results: Results) -> dict[str, Any]:
 
 def _training(record: Record) -> str:
     plan = record.cell.target.training
+    if plan.kind == "given":
+        return "none: the model came with its weights"
     inner = f", inner attack {plan.inner}, epsilon {plan.epsilon:.4g}" if plan.inner else ""
     images = f"{plan.limit:,}" if plan.limit else "all"
     of = f" of {plan.paper_epochs}" if plan.paper_epochs else ""
@@ -295,7 +304,7 @@ def _gallery(folder: Store, results: Results) -> list[dict[str, Any]]:
             {
                 "example": example,
                 "pictures": [
-                    (name, png.data_uri(picture), picture.shape)
+                    (name, data_uri(picture), picture.shape)
                     for name, picture in (
                         ("original", example.original),
                         ("adversarial", example.adversarial),
@@ -309,6 +318,18 @@ def _gallery(folder: Store, results: Results) -> list[dict[str, Any]]:
         ]
         shelves.append({"record": record, "examples": examples})
     return shelves
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture as a PNG for `src` of an image on a page that stands alone."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.frombuffer(picture.octets, np.uint8).reshape(picture.shape)
+    colour = len(pixels) >= 3
+    file = io.BytesIO()
+    Image.fromarray(pixels[:3].transpose(1, 2, 0) if colour else pixels[0]).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 # --- the template -----------------------------------------------------------------------------------

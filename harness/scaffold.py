@@ -23,7 +23,8 @@ def write(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
     stem = name.strip().lower().replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", stem) or keyword.iskeyword(stem):
         raise HarnessError(
-            f"{name!r} is no name for a file: letters, digits, - and _, a letter first (my-attack)"
+            f"{name!r} is no name for a file: letters, digits, - and _, a letter first (my-attack)",
+            page="plugins",
         )
     class_name = "".join(part.capitalize() for part in stem.split("_") if part)
     words = {

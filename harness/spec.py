@@ -13,7 +13,10 @@ from typing import Any
 import msgspec
 
 from harness.registry import Registry
-from harness.types import HarnessError, Spec, number
+from harness.types import HarnessError, Page, Spec, number
+
+_PAGES: Mapping[str, Page] = {"attack": "attacks", "defense": "defenses"}
+"""Where the parameters of a kind are listed."""
 
 
 def parse(text: str) -> Spec:
@@ -139,7 +142,10 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
                 continue
             near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
-            raise HarnessError(f"{registry.kind} {spec.name} has no parameter {key!r}: {hint}")
+            raise HarnessError(
+                f"{registry.kind} {spec.name} has no parameter {key!r}: {hint}",
+                page=_PAGES.get(registry.kind, "plugins"),
+            )
         parameters[key] = convert(key, value, known[key], f"{registry.kind} {spec.name}")
     if spec.inner is not None:
         if "inner" not in known:
@@ -152,7 +158,17 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
     try:
         return make(**context, **parameters)
     except TypeError as error:
-        raise HarnessError(f"{registry.kind} {spec.name}: {error}") from error
+        raise HarnessError(f"{registry.kind} {spec.name}: {error}{_made(registry)}") from error
+
+
+def _made(registry: Registry) -> str:
+    """How the harness calls what a model's file offers."""
+    if registry.kind != "model":
+        return ""
+    return (
+        ". A model that is trained here is made by a function (shape, classes); one that comes with its "
+        "weights by a function without arguments, and --weights FILE"
+    )
 
 
 def _required(make: Callable[..., Any]) -> set[str]:

@@ -87,7 +87,7 @@ def _lines(matrix: Matrix, states: Sequence[State], workers: int) -> list[str]:
         for kind in ("done", "running", "failed", "left")
     }
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    first = f"{len(states)} cells, started {matrix.started}: {told}"
+    first = f"{len(states)} cell{'s'[: len(states) != 1]}, started {matrix.started}: {told}"
     open_cells = counts["running"] + counts["left"]
     seconds = [each.seconds for each in states if each.seconds is not None]
     if open_cells and seconds:

@@ -63,7 +63,9 @@ def expand(
         HarnessError: a scale outside (0, 1].
     """
     if not 0 < scale <= 1:
-        raise HarnessError(f"a budget scale of {scale}: it must be above 0 and at most 1")
+        raise HarnessError(
+            f"a budget scale of {scale}: it must be above 0 and at most 1", page="flags"
+        )
     holds = {
         "randomised": is_random(defense),
         "differentiable": defense.differentiable,
@@ -140,7 +142,8 @@ class Worst:
     count: int
     mean: float
     """Robust accuracy if each image meets its worst attack, mean over the scoring draws. The attack is
-    chosen by one half of the draws and scored by the other, so that luck in scoring is no success."""
+    chosen by one half of the draws and scored by the other, so that luck in scoring is no success. Never
+    more than the strongest attack leaves alone: to use it on every image is a choice too."""
     vote: float
     """Images whose vote stands under every attack."""
     attacks: tuple[str, ...]
@@ -182,9 +185,10 @@ def worst_case(records: Sequence[Record]) -> Worst:
         )
         for place, (record, own) in enumerate(zip(records, votes, strict=True))
     }
+    split = sum(_split_minimum(rows, image) for image in range(first.count)) / first.count
     return Worst(
         count=first.count,
-        mean=sum(_split_minimum(rows, image) for image in range(first.count)) / first.count,
+        mean=min([split, *(record.robust.mean for record in records)]),
         vote=sum(standing) / first.count,
         attacks=tuple(str(record.cell.attack) for record in records),
         alone=alone,

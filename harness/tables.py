@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from harness import audit, together
 from harness.progress import duration
 from harness.records import Failure, Record, Timing
+from harness.statistics import in_percent
 from harness.store import Store
 from harness.verdict import Audit
 
@@ -20,9 +21,8 @@ def percent(share: float) -> str:
 
 
 def with_interval(record: Record) -> str:
-    """`41.2 [38.2, 44.3]`, in percent, with the marks of its flags."""
-    low, high = record.robust.interval
-    return f"{percent(record.robust.mean)} [{percent(low)}, {percent(high)}]"
+    """`41.2 [38.2, 44.3]`, in percent."""
+    return in_percent(record.robust.mean, record.robust.interval)
 
 
 @dataclasses.dataclass(frozen=True)

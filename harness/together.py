@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness import audit, keys, suite
 from harness.records import Failure, Record, unpack
+from harness.statistics import in_percent
 from harness.verdict import Audit
 
 
@@ -92,10 +94,7 @@ def spread(records: Sequence[Record]) -> Spread:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
@@ -128,7 +127,6 @@ def worst_column(records: Sequence[Record]) -> Mapping[str, str]:
     for group in suite.groups(records).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:
             worst = suite.worst_case(group)
-            low, high = worst.interval
-            text = f"{100 * worst.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            text = in_percent(worst.mean, worst.interval)
             found.update({record.key: text for record in group})
     return found

@@ -10,6 +10,7 @@ from harness import audit
 from harness.paired import comparable
 from harness.progress import duration
 from harness.records import Record, Target
+from harness.statistics import in_percent
 from harness.suite import Worst, worst_case
 from harness.types import ThreatModel
 
@@ -142,13 +143,12 @@ def _table(found: Audit, records: Mapping[str, Record]) -> list[str]:
         record = records.get(tried.key)
         if record is None:
             continue
-        low, high = record.robust.interval
         rows.append(
             [
                 tried.name,
                 str(record.cell.attack).replace("|", "\\|"),
                 f"{record.cell.threat.epsilon:.4g}",
-                f"{100 * record.robust.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+                in_percent(record.robust.mean, record.robust.interval),
                 f"{100 * record.robust.vote:.1f}",
                 f"{100 * record.robust.one_draw:.1f}",
                 " ".join(sorted(found.flags.get(tried.key, {}))) or "none",

@@ -7,6 +7,7 @@ made twice. What is shared is the reading of files and the defended model itself
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def _one(workshop: Workshop, name: str, draws: int) -> Finding:
     try:
         record = workshop.store.read_json("records", name, Record)
         if record is None:
-            raise HarnessError(f"there is no record {name} in {workshop.store.results}")
+            raise _Unverifiable(f"there is no record {name} in {workshop.store.results}")
         title = f"{record.cell.attack} on {record.cell.target.label}"
         problems = consistency(record, name)
         current = _planned(record, workshop)
@@ -366,14 +367,10 @@ def _times(difference: float, error: float) -> str:
     return f"{abs(difference) / error:.1f} standard errors" if error else "without any noise"
 
 
+@functools.cache
 def _fisher(first: int, first_draws: int, second: int, second_draws: int) -> float:
     """Two-sided p-value of Fisher's exact test on two shares of right draws."""
-    total = first + second
-    whole = math.comb(first_draws + second_draws, total)
+    from scipy.stats import fisher_exact
 
-    def weight(count: int) -> int:
-        return math.comb(first_draws, count) * math.comb(second_draws, total - count)
-
-    low, high = max(0, total - second_draws), min(first_draws, total)
-    seen = weight(first)
-    return sum(w for k in range(low, high + 1) if (w := weight(k)) <= seen) / whole
+    counts = [[first, first_draws - first], [second, second_draws - second]]
+    return float(fisher_exact(counts).pvalue)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data import Samples, Split, obtain
+from harness.data import Samples, Split
 from harness.datasets.pictures import by_class, decode, listing
+from harness.datasets.sources import obtain
 from harness.progress import Reporter
 from harness.registry import datasets
 

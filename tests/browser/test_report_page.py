@@ -92,14 +92,14 @@ def test_it_loads_without_errors_and_without_the_network(opened: Callable[..., A
 
 def test_columns_sort_both_ways(opened: Callable[..., Any]) -> None:
     page = opened()
-    head = page.locator("#all-records thead th").nth(7)
+    head = page.locator("#all-records thead th").nth(8)
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
-    numbers = [float(text.split()[0]) for text in column(page, 8)]
+    numbers = [float(text.split()[0]) for text in column(page, 9)]
     assert numbers == sorted(numbers) and len(set(numbers)) > 3
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
-    assert [float(text.split()[0]) for text in column(page, 8)] == sorted(numbers, reverse=True)
+    assert [float(text.split()[0]) for text in column(page, 9)] == sorted(numbers, reverse=True)
 
 
 def test_words_and_flags_filter(opened: Callable[..., Any]) -> None:
@@ -112,14 +112,14 @@ def test_words_and_flags_filter(opened: Callable[..., Any]) -> None:
     page.get_by_label("Filter").fill("")
     page.get_by_label("Flag").select_option("not-converged")
     assert 0 < len(column(page, 2)) < everything
-    assert all("not-converged" in text for text in column(page, 9))
+    assert all("not-converged" in text for text in column(page, 11))
     page.get_by_label("Show").select_option("fell")
     assert page.locator("#claims tbody tr:visible").count() == 1
 
 
 def test_provenance_is_one_click_away(opened: Callable[..., Any]) -> None:
     page = opened()
-    page.locator("#table4 a.number").first.click()
+    page.locator("#part-table4 a.number").first.click()
     dialog = page.get_by_role("dialog")
     assert dialog.is_visible()
     text = dialog.inner_text()
@@ -133,21 +133,21 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    link = page.locator("#table4 a.number").first
+    link = page.locator("#part-table4 a.number").first
     link.focus()
     page.keyboard.press("Enter")
     assert page.get_by_role("dialog").is_visible()
     page.get_by_role("button", name="Close").press("Enter")
-    assert page.evaluate("document.activeElement.matches('#table4 a.number')")
-    flag = page.locator("#table4 details.flag summary").first
+    assert page.evaluate("document.activeElement.matches('#part-table4 a.number')")
+    flag = page.locator("#part-table4 details.flag summary").first
     flag.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#table4 details.flag p").first.is_visible()
+    assert page.locator("#part-table4 details.flag p").first.is_visible()
 
 
 def test_without_scripts_every_number_still_leads_to_its_record(opened: Callable[..., Any]) -> None:
     page = opened(java_script_enabled=False)
-    link = page.locator("#table4 a.number").first
+    link = page.locator("#part-table4 a.number").first
     target = link.get_attribute("href")
     assert page.locator(f"{target}").count() == 1
 

@@ -132,8 +132,9 @@ def test_a_folder_of_results_is_kept_and_gone_on_with(
 
 def test_arrays_and_bytes_are_images_too(model: nn.Module, some: tuple[Tensor, Tensor]) -> None:
     pixels = (some[0] * 255).round().to(torch.uint8).numpy()
-    result = measure(model, (pixels, some[1].numpy()), attack="fgsm")
-    assert result.clean > 0.8
+    assert measure(model, (pixels, some[1].numpy()), attack="fgsm").clean > 0.8
+    lists = (pixels[:20] / 255).tolist(), some[1][:20].tolist()
+    assert measure(model, lists, attack="fgsm").clean > 0.7
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,9 @@ def test_arrays_and_bytes_are_images_too(model: nn.Module, some: tuple[Tensor, T
         (lambda x, y: (x, y + 5), "10 outputs"),
         (lambda x, y: (x[..., :20], y), "does not take images"),
         (lambda x, y: (x * float("nan"), y), "NaN"),
+        (lambda x, y: (y, y), r"\(N, C, H, W\)"),
+        (lambda x, y: ("images", y), "no tensor can be made"),
+        (lambda x, y: (x, [None]), "no tensor can be made"),
     ],
 )
 def test_images_and_labels_are_checked(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from harness import engine
 from harness.cli import main
 from harness.random import Draws
 from harness.store import Store
@@ -135,6 +137,7 @@ def test_a_failing_attack_fails_its_own_cell(tmp_path: Path) -> None:
         (["--defense", "vanilla", "--attack", "pgd", "--device", "cuda:77"], "cuda:77"),
         (["--defense", "vanilla", "--attack", "nofile.py:Attack"], "nofile.py"),
         (["--defense", "vanilla", "--attack", "pgd(steps=1"], "bracket"),
+        (["--defense", "vanilla", "--attack", "pgd(steps=many)"], "steps=many does not fit"),
     ],
 )
 def test_bad_words_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
@@ -212,3 +215,29 @@ def test_the_store_reads_only_what_it_wrote(tmp_path: Path) -> None:
     store.write_json("records", "a", {"x": 1})
     assert store.read_json("records", "a", dict) == {"x": 1}
     assert store.read_json("records", "b", dict) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "said"),
+    [
+        ({"steps": 40}, {}, "pgd(step_size=0.01,steps=40)"),
+        ({"steps": 40}, {"step_size": "0.05"}, "pgd(step_size=0.05,steps=40)"),
+        ({"steps": 4}, {"steps": "50"}, "pgd(step_size=0.01,steps=50)"),
+        ({"steps": 4, "step_size": 0.001}, {}, "pgd(step_size=0.001,steps=4)"),
+        ({"steps": 4, "step_size": None}, {}, "pgd(steps=4)"),
+    ],
+)
+def test_what_the_user_says_of_an_attack_is_done(
+    settings: dict[str, Any], options: dict[str, str], said: str
+) -> None:
+    """A default of the dataset never stands in the place of what was asked for."""
+    spec = engine.attack_of("pgd", settings, options, step=0.01, epsilon=0.3)
+    assert str(spec) == said
+
+
+def test_a_step_size_that_crosses_no_ball_is_still_the_users(tmp_path: Path) -> None:
+    words = ["--defense", "vanilla", "--attack", "pgd", "--steps", "2", "--step-size", "0.001"]
+    assert run(tmp_path / "r", *words).exit_code == 0
+    (content,) = records(tmp_path / "r").values()
+    found = json.loads(content)["value"]
+    assert found["resolved"]["attack"]["parameters"]["step_size"] == 0.001

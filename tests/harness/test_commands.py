@@ -187,3 +187,26 @@ def test_fixed_is_one_draw_for_all_images(tmp_path: Path) -> None:
     assert torch.allclose(seen["per-input"][0], seen["per-input"][1], atol=1e-5)
     assert not torch.allclose(seen["per-input"][0], seen["per-input"][2], atol=1e-5)
     assert torch.allclose(seen["fixed"][0], seen["fixed"][2], atol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "2.5", "-1"])
+def test_an_axis_has_counts(tmp_path: Path, value: str) -> None:
+    words = ["convergence", "--defense", "vanilla", f"--steps={value}"]
+    result = harness(*words, "--results", str(tmp_path))
+    assert result.exit_code == 2 and "positive, and a count" in result.output, result.output
+
+
+def test_a_default_number_of_steps_goes_as_far_too() -> None:
+    """`pgd` takes 40 steps where nothing is said; 4 steps are ten times as large."""
+    target = Target(
+        dataset="digits",
+        model=Spec("small-cnn"),
+        defense=Spec("vanilla"),
+        training=TrainingPlan(epochs=1),
+    )
+    for size in ("2/255", 2 / 255):
+        attack = Spec("pgd", {"step_size": size})
+        base = Cell(target=target, attack=attack, threat=ThreatModel(epsilon=0.3))
+        (found,) = convergence.points(base, {"steps": [4]}, equal_budget=False)
+        moved = float(found.cell.attack.parameters["step_size"])
+        assert moved == pytest.approx(20 / 255, rel=1e-4)

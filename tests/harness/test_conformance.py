@@ -75,6 +75,7 @@ def test_more_access_than_declared_is_found(tmp_path: Path) -> None:
     [
         ("return images * draws.uniform(1, 1, 1)", False, "exact", "randomness as", "another"),
         ("return images", True, "exact", "randomness as", "the same"),
+        ("return images * torch.rand(1)", True, "exact", "randomness as", "does not hold it"),
         ("return (images * 6).round() / 6 + 0.01 * images", False, "exact", "backward", "exact"),
         ("return 1 - images", False, "identity", "backward", "against finite differences"),
         ("return (images * 6).round() / 6", False, "identity", "backward", "differentiable"),

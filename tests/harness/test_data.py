@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness import data
 from harness.data import Samples, assemble
+from harness.datasets import sources
 from harness.registry import datasets
 from harness.types import HarnessError
 
@@ -137,7 +138,7 @@ def test_digest_does_not_depend_on_memory_layout() -> None:
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=200), st.sampled_from([0.1, 0.2, 0.5]))
 def test_stratified_split(values: list[int], share: float) -> None:
     labels = torch.tensor(values)
-    train, test = data.stratified(labels, share)
+    train, test = sources.stratified(labels, share)
     assert sorted(train.tolist() + test.tolist()) == list(range(len(values)))
     assert train.tolist() == sorted(train.tolist())
     for label in set(values):
@@ -147,11 +148,11 @@ def test_stratified_split(values: list[int], share: float) -> None:
 
 def test_name_ids_stay_when_files_come_and_are_exact_in_json() -> None:
     names = [f"train/cat/{number}.jpg" for number in range(2000)]
-    ids = data.name_ids(names)
-    assert torch.equal(data.name_ids(names[::2]), ids[::2])
+    ids = sources.name_ids(names)
+    assert torch.equal(sources.name_ids(names[::2]), ids[::2])
     assert len(set(ids.tolist())) == 2000
     assert int(ids.min()) >= 0 and int(ids.max()) < 2**53
-    assert data.name_ids(["caf\u00e9"]).item() == data.name_ids(["cafe\u0301"]).item()
+    assert sources.name_ids(["caf\u00e9"]).item() == sources.name_ids(["cafe\u0301"]).item()
 
 
 def test_unknown_names_splits_and_parameters() -> None:
@@ -203,7 +204,7 @@ def test_download_that_fails_names_files_and_ways(tmp_path: Path) -> None:
         raise URLError("no route")
 
     with pytest.raises(HarnessError) as refused:
-        data.obtain("thing", tmp_path, ["a/b", "c"], fetch)
+        sources.obtain("thing", tmp_path, ["a/b", "c"], fetch)
     message = str(refused.value)
     for word in ("thing", "a/b, c", "no route", "--data-dir", "HARNESS_DATA", "torchvision"):
         assert word in message
@@ -220,15 +221,17 @@ def test_download_moves_missing_files_only(tmp_path: Path) -> None:
         for name in ("old", "new", "rest"):
             (root / "a" / name).write_text("theirs")
 
-    data.obtain("thing", tmp_path, ["a/old", "a/new"], fetch)
+    sources.obtain("thing", tmp_path, ["a/old", "a/new"], fetch)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "new", "old"]
     assert (tmp_path / "a" / "old").read_text() == "mine"
-    data.obtain("thing", tmp_path, ["a/old", "a/new"], lambda root: pytest.fail("downloads again"))
+    sources.obtain(
+        "thing", tmp_path, ["a/old", "a/new"], lambda root: pytest.fail("downloads again")
+    )
 
 
 def test_a_folder_that_the_user_named_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no such folder"):
-        data.obtain("thing", tmp_path / "typo", ["a"], lambda root: pytest.fail("downloads"))
+        sources.obtain("thing", tmp_path / "typo", ["a"], lambda root: pytest.fail("downloads"))
     assert not (tmp_path / "typo").exists()
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import dataclasses
+import io
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from harness import figures, images, png, protocol
+from harness import figures, images, protocol, report
 from harness.cli import main
 from harness.figure_data import FOLDER, RankData, Ranks
 from harness.numbers import Results
@@ -138,17 +142,40 @@ def test_rank_and_reconstruct_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_holds_the_pixels(channels: int) -> None:
     picture = grey(channels=channels)
-    content = png.encode(picture)
-    assert content.startswith(b"\x89PNG")
-    start = content.index(b"IDAT") + 4
-    size = int.from_bytes(content[start - 8 : start - 4], "big")
-    lines = zlib.decompress(content[start : start + size])
-    _, height, width = picture.shape
-    rows_ = np.frombuffer(lines, np.uint8).reshape(height, 1 + width * channels)[:, 1:]
-    wanted = np.frombuffer(picture.octets, np.uint8).reshape(channels, height, width)
-    assert (rows_.reshape(height, width, channels) == wanted.transpose(1, 2, 0)).all()
+    head, _, encoded = report.data_uri(picture).partition(",")
+    assert head == "data:image/png;base64"
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    wanted = np.frombuffer(picture.octets, np.uint8).reshape(picture.shape)
+    assert (shown.reshape(*shown.shape[:2], channels) == wanted.transpose(1, 2, 0)).all()
 
 
 def test_pictures_round_to_eight_bits() -> None:
     image = torch.tensor([[[0.0, 0.5, 1.2, -1.0]]])
     assert list(images.to_picture(image).octets) == [0, 128, 255, 0]
+
+
+def test_a_dollar_in_a_title_is_a_dollar(tmp_path: Path) -> None:
+    r"""Not the beginning of a formula: `$\frac{$` is none, and would end the command."""
+    for name in ("figure6", "figure-epsilon"):
+        table = protocol.load(name)
+        table.title = r"a $\frac{$ b"
+        table.rows[0].labels[0] = r"$x_1$"
+        fill(tmp_path / name, [table], SMOKE)
+        figures.write(table, SMOKE, Results(Store(tmp_path / name)))
+        assert r"a $\frac{$ b" in (tmp_path / name / "figures" / f"{name}.svg").read_text()
+
+
+def test_a_trace_is_the_mean_over_the_seeds(tmp_path: Path) -> None:
+    table = protocol.load("figure6")
+    profile = msgspec.structs.replace(protocol.profile("laptop"), seeds=[0, 1])
+    made = fill(tmp_path, [table], profile)
+    store = Store(tmp_path)
+    for each in made:
+        if each.cell.target.seed == 1:
+            trace = tuple(dataclasses.replace(p, accuracy=p.accuracy - 0.2) for p in each.trace)
+            store.write_json("records", each.key, dataclasses.replace(each, trace=trace))
+    figures.write(table, profile, Results(store))
+    first = made[0].trace[0]
+    found = [r for r in rows(tmp_path / "figures" / "figure6.csv") if r["steps"] == str(first.step)]
+    measured = [float(row["measured"]) for row in found if row["measured"]]
+    assert measured and measured == pytest.approx([first.accuracy - 0.1] * len(measured))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness import expansion, paper_tables, protocol, suite
@@ -199,3 +200,89 @@ def test_what_others_refuted_has_fallen(tmp_path: Path) -> None:
     usvt, nuclear = judged[2], judged[6]
     assert usvt is not None and usvt.state == "fell" and "Tramer et al. 2020" in usvt.says
     assert nuclear is not None and nuclear.state == "untested"
+
+
+def test_a_published_refutation_stands_beside_the_claims_own_attack(tmp_path: Path) -> None:
+    """The same attack at full scale does not lift what another attack has broken."""
+    table, paper = protocol.load("table6"), protocol.profile("paper")
+    store = Store(tmp_path)
+    store.prepare()
+    place = next(p for p in expansion.expand(table, paper) if p.row == 2 and p.column == 2)
+    found = record(place.cells[0], robust=0.95)
+    store.write_json("records", found.key, found)
+    judged = verdict(Results(store).number(place))
+    assert judged is not None and judged.state == "fell" and not judged.scaled_down
+    assert (
+        "Tramer et al. 2020" in judged.says
+        and percent(
+            Results(store).number(place).measured  # type: ignore[arg-type]
+        )
+        in judged.says
+    )
+
+
+def test_white_box_attacks_refute_no_black_box_claim(tmp_path: Path) -> None:
+    """Table 6, black-box column: 91.0 under PGD-40 on an independently trained copy."""
+    table, paper = protocol.load("table6"), protocol.profile("paper")
+    store = Store(tmp_path)
+    store.prepare()
+    row = [place for place in expansion.expand(table, paper) if place.row == 5]
+    for place in row:
+        black = place.claim is not None and place.claim.black_box
+        found = record(place.cells[0], robust=1.0 if black else 0.0)
+        store.write_json("records", found.key, found)
+    numbers = [Results(store).number(place) for place in row]
+    judged = {n.place.column: verdict(n) for n in numbers}
+    black = next(n for n in numbers if n.place.claim and n.place.claim.black_box)
+    assert black.after is not None and black.after.share.mean < 0.1
+    said = judged[black.place.column]
+    assert said is not None and said.state == "holds"
+
+
+def test_a_table_without_heads_keeps_its_rows_apart(tmp_path: Path) -> None:
+    table = protocol.load("table2")
+    table.heads = []
+    fill(tmp_path, [table], SMOKE)
+    numbers = Results(Store(tmp_path)).numbers(table, SMOKE)
+    rows = list(csv.DictReader(io.StringIO(paper_tables.csv_text(table, numbers))))
+    assert [(row["label 1"], row["label 2"]) for row in rows][::2] == [
+        tuple(row.labels) for row in table.rows
+    ]
+    sheet = paper_tables.sheet(table, SMOKE, numbers)
+    assert {len(row) for row in sheet.body} == {len(sheet.header)}
+
+
+@pytest.mark.parametrize("label", ["[2em] x", "* x"])
+def test_a_row_is_not_read_as_an_argument_of_latex(tmp_path: Path, label: str) -> None:
+    table = protocol.load("table2")
+    table.heads[0] = table.rows[0].labels[0] = label
+    numbers = Results(Store(tmp_path)).numbers(table, SMOKE)
+    latex = paper_tables.latex(paper_tables.sheet(table, SMOKE, numbers))
+    assert latex.count("{}" + label) == 2
+
+
+def test_stand_ins_are_those_of_the_tables_own_records(tmp_path: Path) -> None:
+    """Records of another dataset in the folder do not hide the table's."""
+    table = protocol.load("table3")
+    store = Store(tmp_path)
+    store.prepare()
+    for place in expansion.expand(table, SMOKE, {"cifar10": "digits"}):
+        found = record(place.cells[0])
+        store.write_json("records", found.key, found)
+    other = expansion.expand(protocol.load("table5"), SMOKE)[0].cells[0]
+    assert other.target.dataset == "mnist"
+    found = record(other)
+    store.write_json("records", found.key, found)
+    numbers = Results(store).numbers(table, SMOKE)
+    assert numbers and all(n.measured for n in numbers if n.place.cells)
+
+
+def test_several_seeds_are_said_in_the_caption(tmp_path: Path) -> None:
+    table = protocol.load("table4")
+    for seeds, says in (([0], False), ([0, 1], True)):
+        profile = msgspec.structs.replace(SMOKE, seeds=seeds)
+        folder = tmp_path / str(len(seeds))
+        fill(folder, [table], profile)
+        numbers = Results(Store(folder)).numbers(table, profile)
+        text = " ".join(paper_tables.caption(table, profile, numbers))
+        assert ("and the seeds" in text) is says

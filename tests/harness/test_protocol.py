@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_published_settings() -> None:
     assert str(cell.attack) == f"bpda(keep=last,step_size={2 / 255!r},steps=1000)"
     assert cell.threat.epsilon == 8 / 255 and cell.limit is None
     assert cell.target.training.epochs == 200
-    assert str(cell.target.training.inner) == "pgd(keep=last,step_size=2/255,steps=7)"
+    assert str(cell.target.training.inner) == "pgd(backward=declared,keep=last,step_size=2/255,steps=7)"
     pure = expansion.expand(protocol.load("table1"), protocol.profile("paper"))[-1].cells[0]
     assert str(pure.target.defense) == "menet-nuc(p_high=1.0,p_low=0.8)"
 
@@ -319,3 +320,83 @@ def test_a_dataset_that_is_not_there_costs_its_cells_alone(
     assert any(line.startswith("| b | refused: ") and "cifar10-jpeg" in line for line in lines)
     (failure,) = (tmp_path / "out" / "failures").glob("*.json")
     assert json.loads(failure.read_text())["value"]["kind"] == "refused"
+
+
+# --- numbers and words that no cell can mean --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("steps = 0", "rows[0].steps: Expected `int` >= 1"),
+        ("epsilon_times = -1.0", "rows[0].epsilon_times: Expected `float` >= 0"),
+        ("travel = 0.0", "rows[0].travel: Expected `float` > 0"),
+        ("draws = 0", "rows[0].draws: Expected `int` >= 1"),
+        ("labels = []", "every row needs labels"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    text = GRID.replace('labels = ["a"]\n', "") if "labels" in line else GRID
+    with pytest.raises(HarnessError) as error:
+        protocol.load(own(tmp_path, f"{text}{line}\n"))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "caps = { stepps = 3 }",
+            "line 4, tiny.caps: 'stepps' is not known here: did you mean ste",
+        ),
+        ("caps = { steps = 0 }", "tiny.caps.steps: Expected `int` >= 1"),
+        ("seeds = []", "tiny.seeds"),
+        ("datasets = { mnist = [] }", "tiny.datasets.mnist"),
+        ("limit = 0", "tiny.limit"),
+    ],
+)
+def test_a_profile_that_would_be_ignored_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    text = '[tiny]\nsummary = "a"\nbudget = "b"\n' + line + "\n"
+    with pytest.raises(HarnessError) as error:
+        protocol.profile(own(tmp_path, text, "profiles.toml") + ":tiny")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("pgd(steps={steps:many})", "must be {steps:NUMBER}"),
+        ("pgd(steps=40,step_size={step})", "needs {steps} beside it"),
+    ],
+)
+def test_a_recipe_that_cannot_be_filled(tmp_path: Path, recipe: str, says: str) -> None:
+    text = GRID.replace('attack = "clean"', 'attack = "mine"') + ROW
+    table = protocol.load(own(tmp_path, text + f'[attacks]\nmine = "{recipe}"\n'))
+    with pytest.raises(HarnessError, match=r"column Clean: .*" + re.escape(says)):
+        expansion.expand(table, protocol.profile("smoke"))
+
+
+def test_a_claim_is_not_joined_to_another_ball(tmp_path: Path) -> None:
+    text = Path(protocol.__file__).with_name("protocols").joinpath("table4.toml").read_text()
+    text = text.replace("[defaults]\n", 'claims = "table4"\n[defaults]\n', 1)
+    for change, joined in (("", True), ("epsilon_times = 2.0\n", False), ('norm = "l2"\n', False)):
+        changed = text.replace("[[columns]]\n", f"{change}[[columns]]\n", 1)
+        places = expansion.expand(protocol.load(own(tmp_path, changed)), protocol.profile("paper"))
+        assert [place.claim is not None for place in places] == [joined] * 5
+
+
+def test_damaged_notes_and_figures_are_made_again(tmp_path: Path) -> None:
+    table = own(tmp_path, GRID + ROW)
+    figure = own(tmp_path, HEAD.replace("table", "ranks") + 'datasets = ["digits"]\n', "f.toml")
+    words = (table, figure, "--profile", own(tmp_path, PROFILE, "profiles.toml") + ":tiny")
+    assert reproduce(tmp_path, *words).exit_code == 0
+    made = {path: path.read_bytes() for path in (tmp_path / "out" / "tables").iterdir()}
+    for folder in ("cells", "figure-data"):
+        paths = list((tmp_path / "out" / folder).glob("*.json"))
+        assert paths
+        for path in paths:
+            path.write_bytes(path.read_bytes()[:-9])
+    done = reproduce(tmp_path, *words)
+    assert done.exit_code == 0, done.output
+    assert {path: path.read_bytes() for path in made} == made
+    assert list((tmp_path / "out").glob("*/*.damaged-*"))

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness import protocol, report
+from harness import expansion, own_model, protocol, report, together
 from harness.cli import main
 from harness.figure_data import FOLDER
+from harness.numbers import Results
 from harness.protocol import Row
 from harness.records import Failure
 from harness.store import Store
+from harness.types import ThreatModel
 from tests.harness.fabricated import features, fill, gallery, record
 
 EVIL = '"><script>alert(1)</script>'
@@ -105,8 +107,6 @@ def test_no_records(tmp_path: Path) -> None:
 
 
 def test_a_record_without_distances_or_passes_does_not_break_it(tmp_path: Path) -> None:
-    from harness import expansion
-
     place = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0]
     store = Store(tmp_path)
     store.prepare()
@@ -120,3 +120,68 @@ def test_states_are_told_by_words_and_not_by_colour_alone(tmp_path: Path, state:
     text = report.page(Store(results(tmp_path)))
     tile = re.search(rf'<li class="tile {state}">.*?</li>', text, re.S)
     assert tile and state in re.sub("<[^>]+>", " ", tile.group(0))
+
+
+@pytest.mark.parametrize("name", ["records", "claims", "gallery", "overview", "main", "dialog"])
+def test_a_table_of_ones_own_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Its anchor is not taken for a part of the page."""
+    table = protocol.load("table3")
+    table.name = name
+    made = fill(tmp_path, [table], protocol.profile("smoke"))
+    gallery(tmp_path, made)
+    text = report.page(Store(tmp_path))
+    found = re.findall(r'\sid="([^"]+)"', text)
+    assert len(found) == len(set(found)) and f'href="#part-{name}"' in text
+
+
+def test_a_table_without_heads_has_as_many_headings_as_cells(tmp_path: Path) -> None:
+    table = protocol.load("table2")
+    table.heads = []
+    fill(tmp_path, [table], protocol.profile("smoke"))
+    text = report.page(Store(tmp_path))
+    part = text[text.index('id="part-table2"') :]
+    rows = re.findall(r"<tr>(.*?)</tr>", part[: part.index("</table>")], re.S)
+    counts = {len(re.findall(r"<t[hd][ >]", row)) for row in rows}
+    assert len(counts) == 1, counts
+
+
+def test_records_that_differ_in_ball_or_seed_can_be_told_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    place = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0]
+    cell = place.cells[0]
+    for seed, threat in (
+        (0, cell.threat),
+        (1, cell.threat),
+        (0, ThreatModel(epsilon=0.3, norm="l2")),
+    ):
+        target = dataclasses.replace(cell.target, seed=seed)
+        made = record(dataclasses.replace(cell, target=target, threat=threat))
+        store.write_json("records", made.key, made)
+    body = re.search(r'<table id="all-records".*?</table>', report.page(store), re.S)
+    assert body is not None
+    rows = re.findall(r"<tr data-flags.*?</tr>", body.group(), re.S)
+    seen = {tuple(re.findall(r"<td[^>]*>([^<]*)</td>", row)[:5]) for row in rows}
+    assert len(seen) == len(rows) == 3
+
+
+def test_the_worst_case_stands_beside_every_attack(tmp_path: Path) -> None:
+    fill(tmp_path, [protocol.load("table5")], protocol.profile("smoke"))
+    results = Results(Store(tmp_path))
+    worst = together.worst_column(results.loaded.records)
+    assert worst
+    text = report.page(Store(tmp_path))
+    assert all(f">{said}</td>" in text for said in worst.values())
+    for said, group in ((worst[r.key], r) for r in results.loaded.records if r.key in worst):
+        assert float(said.split()[0]) <= 100 * group.robust.mean + 0.05
+
+
+def test_given_weights_were_not_trained_here(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    cell = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0].cells[0]
+    target = dataclasses.replace(cell.target, training=own_model.GIVEN)
+    made = record(dataclasses.replace(cell, target=target))
+    store.write_json("records", made.key, made)
+    text = report.page(store)
+    assert "came with its weights" in text and "0 epochs" not in text

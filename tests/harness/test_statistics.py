@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.statistics import mcnemar, wilson
+from harness.records import pack, unpack
+from harness.statistics import in_percent, mcnemar, wilson
 
 
 @pytest.mark.parametrize("count", [100, 359, 1000, 10000])
@@ -65,3 +68,19 @@ def test_mcnemar_is_the_exact_sign_test(first: int, second: int) -> None:
 
 def test_mcnemar_is_symmetric_and_sure_where_all_point_one_way() -> None:
     assert mcnemar(0, 20) == mcnemar(20, 0) == pytest.approx(2 * 0.5**20)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_outcomes_are_packed_first_image_highest(bits: list[bool]) -> None:
+    """Records of all versions are read alike: the form is part of the file's format."""
+    text = pack(bits)
+    number = int.from_bytes(base64.b64decode(text), "big")
+    width = -(-len(bits) // 8) * 8
+    assert [bool(number >> (width - 1 - place) & 1) for place in range(len(bits))] == bits
+    assert unpack(text, len(bits)) == bits
+    with pytest.raises(ValueError, match="asked for"):
+        unpack(text, width + 1)
+
+
+def test_a_number_in_percent_says_its_interval() -> None:
+    assert in_percent(0.412, (0.38249, 0.443)) == "41.2 [38.2, 44.3]"

@@ -127,9 +127,16 @@ def test_suite_end_to_end(tmp_path: Path) -> None:
     assert len(specs) == 4
     records = zoo.measured(tmp_path, zoo.named("Noisy"), specs, epsilon=0.1, limit=40, draws=4)
     worst = suite.worst_case(records)
-    assert worst.mean <= min(r.robust.mean for r in records) + 0.05
+    assert worst.mean <= min(r.robust.mean for r in records)
     (line,) = worst_lines(records)
     assert f"{worst.mean:.1%}" in line
     transferred = [r for r in records if r.transferred]
     assert len(transferred) == 1
     assert transferred[0].cell.attack.name == "transfer"
+
+
+def test_never_more_than_the_strongest_attack_alone() -> None:
+    """Draws that choose an attack and draws that score it may differ; one attack for all is a choice."""
+    strong = record([[True, False], [False, True]], "strong")
+    weak = record([[False, True], [True, True]], "weak")
+    assert suite.worst_case([strong, weak]).mean == strong.robust.mean == 0.5

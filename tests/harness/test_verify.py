@@ -267,3 +267,11 @@ def test_command_line_says_it_and_exits_with_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["verify", str(tmp_path), record.key, "--quiet"])
     assert result.exit_code == 1
     assert "contradicted" in result.output
+
+
+def test_a_record_that_is_not_there_contradicts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    words = ["verify", str(tmp_path), "nothing", "--quiet", "--device", "cpu"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1 and "unverifiable nothing" in done.output, done.output
+    assert "there is no record nothing" in done.output and "0 contradicted" in done.output

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from harness import data
+from harness.datasets import sources
 from harness.progress import Lines
 from harness.types import DamageError, HarnessError
 
@@ -22,12 +23,13 @@ torch.set_num_threads(1)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "cache"
     monkeypatch.setattr(data, "cache", lambda: place)
+    monkeypatch.setattr(sources, "cache", lambda: place)
     monkeypatch.setattr("harness.datasets.pictures.cache", lambda: place)
     return place
 
 
 def pixels(name: str, *shape: int) -> np.ndarray:
-    seed = int(data.name_ids([name])[0])
+    seed = int(sources.name_ids([name])[0])
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -52,7 +54,10 @@ def test_folder(root: Path) -> None:
     train = data.load(f"folder:{root}", "train")
     assert (len(train), train.shape, train.classes) == (24, (3, 5, 6), ("cat", "dog"))
     names = {
-        int(data.name_ids([f"train/{kind}/{kind}{number}.png"])[0]): (label, f"{kind}{number}.png")
+        int(sources.name_ids([f"train/{kind}/{kind}{number}.png"])[0]): (
+            label,
+            f"{kind}{number}.png",
+        )
         for label, kind in enumerate(("cat", "dog"))
         for number in range(12)
     }
@@ -95,7 +100,7 @@ def test_grey_images_have_one_channel(root: Path) -> None:
 def test_one_grey_image_among_colours_is_tripled(root: Path) -> None:
     write(root / "train" / "cat" / "cat0.png", 5, 6)
     train = data.load(f"folder:{root}", "train")
-    place = int((train.ids == data.name_ids(["train/cat/cat0.png"])).nonzero()[0])
+    place = int((train.ids == sources.name_ids(["train/cat/cat0.png"])).nonzero()[0])
     assert torch.equal(train.images[place, 0], train.images[place, 2])
 
 
@@ -232,10 +237,10 @@ def test_tiny_imagenet(tiny: Path) -> None:
     assert (len(train), len(test), train.shape) == (12, 6, (3, 64, 64))
     assert train.classes == ("oboe", "goldfish", "bee")
     assert train.note == "3 classes of 200"
-    ids = data.name_ids([f"val/images/val_{number}.JPEG" for number in range(6)]).tolist()
+    ids = sources.name_ids([f"val/images/val_{number}.JPEG" for number in range(6)]).tolist()
     labels = dict(zip(test.ids.tolist(), test.labels.tolist(), strict=True))
     assert [labels[key] for key in ids] == [0, 1, 2, 0, 1, 2]
-    ids = data.name_ids([f"train/n01/images/n01_{number}.JPEG" for number in range(4)]).tolist()
+    ids = sources.name_ids([f"train/n01/images/n01_{number}.JPEG" for number in range(4)]).tolist()
     labels = dict(zip(train.ids.tolist(), train.labels.tolist(), strict=True))
     assert [labels[key] for key in ids] == [1, 1, 1, 1]
 
