@@ -3,7 +3,8 @@
     python -m benchmarks.attacks --output FOLDER [--images 256] [--repeats 7] [--threads 2]
 
 Real MNIST (HARNESS_DATA) and the LeNet of `models`, trained here once without and once with adversarial
-training and cached. Contestants take turns, the first one changing from round to round; a ratio is that of
+training and cached; `--case cifar10`: ResNet-18 after a hundred batches of CIFAR-10 images, PGD alone.
+Contestants take turns, the first one changing from round to round; a ratio is that of
 the medians. A library counts as beaten only where its robust accuracy and the native one are within a point.
 Writes `attacks.md` and `attacks.csv`.
 """
@@ -33,9 +34,41 @@ from harness.registry import defenses, models
 from harness.types import Attack, Batch, Dataset, ThreatModel
 from harness.views import View
 
-EPSILON, STEP_SIZE, STEPS = 0.3, 0.01, 40
-THREAT = ThreatModel(epsilon=EPSILON)
+STEPS = 40
 Contestant = Callable[[Batch], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is attacked, and within which ball."""
+
+    dataset: str
+    model: str
+    epsilon: float
+    step_size: float
+    batches: int
+    """Of 64 images, in training."""
+    robust: bool
+    """Whether there is a race on an adversarially trained model too."""
+
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel(epsilon=self.epsilon)
+
+
+CASES = {
+    "mnist": Case(
+        dataset="mnist", model="lenet", epsilon=0.3, step_size=0.01, batches=200, robust=True
+    ),
+    "cifar10": Case(
+        dataset="cifar10-jpeg",
+        model="resnet18",
+        epsilon=8 / 255,
+        step_size=2 / 255,
+        batches=100,
+        robust=False,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,70 +84,77 @@ class Row:
     counts: bool
 
 
-def bare_loop(model: nn.Module, steps: int = STEPS) -> Contestant:
+def bare_loop(model: nn.Module, case: Case) -> Contestant:
     """Projected gradient descent in the fewest lines: what no attack can undercut without leaving."""
 
     def attack(batch: Batch) -> Tensor:
         images, labels = batch.images, batch.labels
-        x = images + (torch.rand_like(images) * 2 - 1) * EPSILON
+        x = images + (torch.rand_like(images) * 2 - 1) * case.epsilon
         x = x.clamp(0, 1)
-        for _ in range(steps):
+        for _ in range(STEPS):
             x.requires_grad_(True)
             loss = functional.cross_entropy(model(x), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, x)
-            x = x.detach() + STEP_SIZE * gradient.sign()
-            x = torch.minimum(torch.maximum(x, images - EPSILON), images + EPSILON)
+            x = x.detach() + case.step_size * gradient.sign()
+            x = torch.minimum(torch.maximum(x, images - case.epsilon), images + case.epsilon)
             x = x.clamp(0, 1)
         return x
 
     return attack
 
 
-def native(attack: Attack, model: nn.Module) -> Contestant:
+def native(attack: Attack, model: nn.Module, case: Case) -> Contestant:
     """The attack through the view that watches it in every evaluation."""
     defended = Defended(model, defenses.get("vanilla")(), 10).frozen()
 
     def run(batch: Batch) -> Tensor:
-        view = View(defended, batch, THREAT, attack.access)
-        return attack.perturb(view, batch, THREAT, Draws(0, batch.ids, Role.ATTACK)).images
+        view = View(defended, batch, case.threat, attack.access)
+        return attack.perturb(view, batch, case.threat, Draws(0, batch.ids, Role.ATTACK)).images
 
     return run
 
 
-def torchattacks_pgd(model: nn.Module) -> Contestant:
+def torchattacks_pgd(model: nn.Module, case: Case) -> Contestant:
     import torchattacks
 
-    attack = torchattacks.PGD(model, eps=EPSILON, alpha=STEP_SIZE, steps=STEPS, random_start=True)
+    attack = torchattacks.PGD(
+        model, eps=case.epsilon, alpha=case.step_size, steps=STEPS, random_start=True
+    )
     return lambda batch: attack(batch.images, batch.labels)
 
 
-def foolbox_pgd(model: nn.Module) -> Contestant:
+def foolbox_pgd(model: nn.Module, case: Case) -> Contestant:
     import foolbox
 
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=case.step_size, steps=STEPS, random_start=True)
 
     def run(batch: Batch) -> Tensor:
         criterion = foolbox.criteria.Misclassification(batch.labels)
-        return attack.run(bounded, batch.images, criterion, epsilon=EPSILON)
+        return attack.run(bounded, batch.images, criterion, epsilon=case.epsilon)
 
     return run
 
 
-def art_pgd(model: nn.Module, images: int) -> Contestant:
+def art_pgd(model: nn.Module, batch: Batch, case: Case) -> Contestant:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
     classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+        model,
+        nn.CrossEntropyLoss(),
+        tuple(batch.images.shape[1:]),
+        10,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
         classifier,
-        eps=EPSILON,
-        eps_step=STEP_SIZE,
+        eps=case.epsilon,
+        eps_step=case.step_size,
         max_iter=STEPS,
         num_random_init=1,
-        batch_size=images,
+        batch_size=len(batch),
         verbose=False,
     )
     return lambda batch: torch.from_numpy(
@@ -122,13 +162,13 @@ def art_pgd(model: nn.Module, images: int) -> Contestant:
     )
 
 
-def torchattacks_spsa(model: nn.Module, attack: SPSA) -> Contestant:
+def torchattacks_spsa(model: nn.Module, attack: SPSA, case: Case) -> Contestant:
     import torchattacks
 
     pairs = attack.samples // 2
     theirs = torchattacks.SPSA(
         model,
-        eps=EPSILON,
+        eps=case.epsilon,
         delta=attack.delta,
         lr=attack.learning_rate,
         nb_iter=attack.steps,
@@ -143,6 +183,7 @@ def race(
     contestants: dict[str, Contestant],
     model: nn.Module,
     batch: Batch,
+    case: Case,
     repeats: int,
     clock: Callable[[], float],
 ) -> list[Row]:
@@ -159,7 +200,7 @@ def race(
             times[key].append(clock() - begin)
     rows = []
     reference = statistics.median(times[order[0]])
-    accuracies = {key: accuracy(model, found[key].detach(), batch) for key in order}
+    accuracies = {key: accuracy(model, found[key].detach(), batch, case) for key in order}
     for key in order:
         seconds = statistics.median(times[key])
         equal = abs(accuracies[key] - accuracies[order[0]]) <= 0.01
@@ -171,24 +212,26 @@ def race(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, batch: Batch) -> float:
+def accuracy(model: nn.Module, images: Tensor, batch: Batch, case: Case) -> float:
     """Robust accuracy, after a check that the images keep to the ball and the box."""
-    assert (images - batch.images).abs().max() <= EPSILON + 2e-5, "left the ball"
+    assert (images - batch.images).abs().max() <= case.epsilon + 2e-5, "left the ball"
     assert images.min() >= -2e-5 and images.max() <= 1 + 2e-5, "left the box"
     return (model(images).argmax(1) == batch.labels).float().mean().item()
 
 
-def lenet(dataset: Dataset, cache: Path, *, adversarial: bool) -> nn.Module:
-    """LeNet after 200 batches of 64; `adversarial`: after 600 more, with weak steps on the images."""
+def trained(case: Case, dataset: Dataset, cache: Path, *, adversarial: bool) -> nn.Module:
+    """The model after `batches` of 64; `adversarial`: after 600 more, with weak steps on the images."""
     torch.manual_seed(0)
-    model: nn.Module = models.get("lenet")((1, 28, 28), 10)
-    file = cache / f"lenet-{'robust' if adversarial else 'vanilla'}.pt"
+    model: nn.Module = models.get(case.model)(tuple(dataset.shape), 10)
+    model = model.to(memory_format=torch.channels_last)  # as in every run of the harness
+    file = cache / f"{case.model}-{'robust' if adversarial else 'vanilla'}.pt"
     if file.exists():
         model.load_state_dict(torch.load(file, weights_only=True))
         return model.eval().requires_grad_(False)
     if adversarial:
-        model = lenet(dataset, cache, adversarial=False).requires_grad_(True)
-    batches = 600 if adversarial else 200
+        model = trained(case, dataset, cache, adversarial=False).requires_grad_(True)
+    batches = 600 if adversarial else case.batches
+    model.train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=batches)
     order = permutation(0, len(dataset), role=Role.SHUFFLE, step=int(adversarial))
@@ -196,7 +239,7 @@ def lenet(dataset: Dataset, cache: Path, *, adversarial: bool) -> nn.Module:
         batch = dataset.batch(index)
         images = batch.images
         if adversarial:  # epsilon grows: LeNet does not learn from 0.3 at the outset
-            images = two_steps(model, batch, EPSILON * min(1.0, number / 250))
+            images = two_steps(model, batch, case.epsilon * min(1.0, number / 250))
         loss = functional.cross_entropy(model(images), batch.labels)
         optimiser.zero_grad()
         loss.backward()
@@ -244,6 +287,7 @@ def write(rows: list[Row], folder: Path, settings: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--case", choices=list(CASES), default="mnist")
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "harness-benchmark-lenet"
     )
@@ -261,43 +305,51 @@ def main() -> None:
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     torch.set_num_threads(options.threads)
 
-    train, test = data.load("mnist", "train"), data.load("mnist", "test")
+    case = CASES[options.case]
+    train, test = data.load(case.dataset, "train"), data.load(case.dataset, "test")
     batch = test.batch(slice(0, options.images))
     few = test.batch(slice(0, max(1, options.images // 64)))
-    pgd = PGD(steps=STEPS, step_size=STEP_SIZE)
-    whole = PGD(steps=STEPS, step_size=STEP_SIZE, keep="last", snapshot_steps=())
+    pgd = PGD(steps=STEPS, step_size=case.step_size)
+    whole = PGD(steps=STEPS, step_size=case.step_size, keep="last", snapshot_steps=())
     spsa = SPSA(steps=40, samples=512)
     rows: list[Row] = []
-    for kind in ("vanilla", "robust"):
-        model = lenet(train, options.cache, adversarial=kind == "robust")
+    for kind in ("vanilla", "robust") if case.robust else ("vanilla",):
+        model = trained(case, train, options.cache, adversarial=kind == "robust")
         races: dict[str, tuple[dict[str, Contestant], Batch]] = {
-            f"PGD-40, {kind} LeNet": (
+            f"PGD-40, {kind} {case.model}": (
                 {
-                    "native": native(pgd, model),
-                    "torchattacks": torchattacks_pgd(model),
-                    "foolbox": foolbox_pgd(model),
-                    "ART": art_pgd(model, options.images),
+                    "native": native(pgd, model, case),
+                    "torchattacks": torchattacks_pgd(model, case),
+                    "foolbox": foolbox_pgd(model, case),
+                    "ART": art_pgd(model, batch, case),
                 },
                 batch,
             ),
-            f"nothing leaves, {kind} LeNet": (
-                {"native, keep=last": native(whole, model), "bare loop": bare_loop(model)},
+            f"nothing leaves, {kind} {case.model}": (
+                {
+                    "native, keep=last": native(whole, model, case),
+                    "bare loop": bare_loop(model, case),
+                },
                 batch,
             ),
-            f"SPSA, {kind} LeNet": (
-                {"native": native(spsa, model), "torchattacks": torchattacks_spsa(model, spsa)},
-                few,
-            ),
         }
+        if case.dataset == "mnist":
+            races[f"SPSA, {kind} {case.model}"] = (
+                {
+                    "native": native(spsa, model, case),
+                    "torchattacks": torchattacks_spsa(model, spsa, case),
+                },
+                few,
+            )
         for name, (contestants, images) in races.items():
             if options.only in name:
-                rows += race(name, contestants, model, images, options.repeats, clock)
+                rows += race(name, contestants, model, images, case, options.repeats, clock)
     write(
         rows,
         options.output,
-        f"MNIST, {options.images} images (SPSA: {len(few)}, {spsa.steps} steps of {spsa.samples} "
-        f"samples), epsilon {EPSILON}, step {STEP_SIZE}, {STEPS} steps; "
-        f"median of {options.repeats}, {options.clock} clock; "
+        f"{case.dataset}, {options.images} images (SPSA: {len(few)}, {spsa.steps} steps of "
+        f"{spsa.samples} samples), epsilon {case.epsilon:.4g}, step {case.step_size:.4g}, {STEPS} "
+        f"steps; median of {options.repeats}, {options.clock} clock; "
         f"torch {torch.__version__}, {options.threads} threads, {platform.machine()}.",
     )
 
