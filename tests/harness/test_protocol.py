@@ -85,7 +85,10 @@ def test_published_settings() -> None:
     assert str(cell.attack) == f"bpda(keep=last,step_size={2 / 255!r},steps=1000)"
     assert cell.threat.epsilon == 8 / 255 and cell.limit is None
     assert cell.target.training.epochs == 200
-    assert str(cell.target.training.inner) == "pgd(backward=declared,keep=last,step_size=2/255,steps=7)"
+    assert (
+        str(cell.target.training.inner)
+        == "pgd(backward=declared,keep=last,step_size=2/255,steps=7)"
+    )
     pure = expansion.expand(protocol.load("table1"), protocol.profile("paper"))[-1].cells[0]
     assert str(pure.target.defense) == "menet-nuc(p_high=1.0,p_low=0.8)"
 
