@@ -172,7 +172,7 @@ def test_random_mask_toy_is_explained_by_its_control(tmp_path: Path) -> None:
     )
     assert record.clean.mean == pytest.approx(0.52, abs=0.06)
     assert record.robust.one_draw == pytest.approx(0.52, abs=0.09)
-    assert record.clean.vote > 0.9
+    assert record.clean.vote == pytest.approx(0.96, abs=0.02)
     assert record.robust.vote == pytest.approx(record.clean.vote, abs=0.03)
     assert record.fooled_on_the_way > 0.95  # what the attack itself would report as success
     assert "noise-success" in record.flags
