@@ -8,6 +8,7 @@ write the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -41,11 +42,16 @@ class Estimates:
     def versions(self, ids: Tensor, epoch: int) -> Tensor:
         """(M, C, H, W) float32 in [0, 1]: each sample's versions take turns, epoch by epoch, starting
         anywhere, so that n epochs show every version once."""
-        order = torch.argsort(self.ids)
-        rows = order[torch.searchsorted(self.ids[order], ids.cpu())]
+        known, order = self._sorted
+        rows = order[torch.searchsorted(known, ids.cpu())]
         turns = (mix_tensor(ids.cpu()) % len(self.values) + epoch) % len(self.values)
         picked = self.values[turns.numpy(), rows.numpy()]
         return torch.from_numpy(picked).to(ids.device).float() / 255.0
+
+    @functools.cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        """The ids in ascending order, and the row of each."""
+        return torch.sort(self.ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -103,14 +103,16 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
     log.event("training started", f"{job.title}, step {at.position}")
     started = saved = time.monotonic()
     pause = SAVE_EVERY
+    order: Tensor | None = None  # of the epoch
     with reporter.task(job.title, plan.epochs * steps) as task:
         task.advance(at.position)
         module.train()
         while at.position < plan.epochs * steps:
             epoch, step = divmod(at.position, steps)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(plan, epoch)
-            order = permutation(job.seed, len(train), role=Role.SHUFFLE, step=epoch)
+            if order is None or step == 0:
+                order = permutation(job.seed, len(train), role=Role.SHUFFLE, step=epoch)
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(plan, epoch)
             chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
             batch = train.batch(chosen).to(job.device)
             torch.manual_seed(combine(job.seed, Role.TRAIN, at.position))  # for dropout alone

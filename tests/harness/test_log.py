@@ -23,21 +23,17 @@ SMALL = shlex.split(
 )
 
 
+def command(results: Path, log: Path) -> list[str]:
+    return [*SMALL, "--attack", "pgd", "--results", str(results), "--log", str(log)]
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_run_notes_training_batches_and_cell(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    arguments = [
-        *SMALL,
-        "--attack",
-        "pgd",
-        "--results",
-        str(tmp_path / "store"),
-        "--log",
-        str(path),
-    ]
+    arguments = command(tmp_path / "store", path)
     assert CliRunner().invoke(main, arguments).exit_code == 0
     found = lines(path)
     assert [(line["event"], line.get("batch")) for line in found] == [
@@ -60,15 +56,7 @@ def test_a_run_notes_training_batches_and_cell(tmp_path: Path) -> None:
 
 def test_a_failure_is_noted_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    arguments = [
-        *SMALL,
-        "--attack",
-        "pgd",
-        "--results",
-        str(tmp_path / "store"),
-        "--log",
-        str(path),
-    ]
+    arguments = command(tmp_path / "store", path)
     arguments += ["-T", "learning_rate=1e30", "-T", "batch_size=20"]
     assert CliRunner().invoke(main, arguments).exit_code == 2
     (failure,) = [line for line in lines(path) if line["event"] == "failure"]
