@@ -30,11 +30,14 @@ from attacks.spsa import SPSA
 from harness import data
 from harness.defended import Defended
 from harness.random import Draws, Role, permutation
+from harness.records import Precision
 from harness.registry import defenses, models
 from harness.types import Attack, Batch, Dataset, ThreatModel
 from harness.views import View
 
 STEPS = 40
+HALF = "native, bfloat16"
+"""With `--precision bfloat16`: what a processor gains that computes in it."""
 Contestant = Callable[[Batch], Tensor]
 
 
@@ -103,9 +106,11 @@ def bare_loop(model: nn.Module, case: Case) -> Contestant:
     return attack
 
 
-def native(attack: Attack, model: nn.Module, case: Case) -> Contestant:
+def native(
+    attack: Attack, model: nn.Module, case: Case, search: Precision = "float32"
+) -> Contestant:
     """The attack through the view that watches it in every evaluation."""
-    defended = Defended(model, defenses.get("vanilla")(), 10).frozen()
+    defended = Defended(model, defenses.get("vanilla")(), 10, search=search).frozen()
 
     def run(batch: Batch) -> Tensor:
         view = View(defended, batch, case.threat, attack.access)
@@ -308,10 +313,10 @@ def main() -> None:
     case = CASES[options.case]
     train, test = data.load(case.dataset, "train"), data.load(case.dataset, "test")
     batch = test.batch(slice(0, options.images))
-    few = test.batch(slice(0, max(1, options.images // 64)))
+    few = test.batch(slice(0, max(1, options.images // 32)))
     pgd = PGD(steps=STEPS, step_size=case.step_size)
     whole = PGD(steps=STEPS, step_size=case.step_size, keep="last", snapshot_steps=())
-    spsa = SPSA(steps=40, samples=512)
+    spsa = SPSA(steps=40, samples=256)
     rows: list[Row] = []
     for kind in ("vanilla", "robust") if case.robust else ("vanilla",):
         model = trained(case, train, options.cache, adversarial=kind == "robust")
@@ -319,6 +324,7 @@ def main() -> None:
             f"PGD-40, {kind} {case.model}": (
                 {
                     "native": native(pgd, model, case),
+                    HALF: native(pgd, model, case, "bfloat16"),
                     "torchattacks": torchattacks_pgd(model, case),
                     "foolbox": foolbox_pgd(model, case),
                     "ART": art_pgd(model, batch, case),
@@ -337,6 +343,7 @@ def main() -> None:
             races[f"SPSA, {kind} {case.model}"] = (
                 {
                     "native": native(spsa, model, case),
+                    HALF: native(spsa, model, case, "bfloat16"),
                     "torchattacks": torchattacks_spsa(model, spsa, case),
                 },
                 few,

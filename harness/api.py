@@ -35,13 +35,13 @@ from harness import (
 from harness.bridges import borrowed
 from harness.defended import Defended
 from harness.evaluation import Evaluation, worst_images
-from harness.records import Cell, Failure, Record, Target, Timing
+from harness.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.registry import defenses as defense_registry
 from harness.runner import Runner, plan
 from harness.spec import build, parse
 from harness.train import Stop
 from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, ThreatModel, Training
-from harness.workshop import Workshop
+from harness.workshop import Workshop, precise
 
 IN_MEMORY = "in-memory"
 
@@ -64,6 +64,7 @@ def evaluate(
     max_queries: int | None = None,
     batch_size: int = 128,
     device: str | None = None,
+    precision: Precision = "auto",
     check: bool = True,
     results: str | Path | None = None,
     quiet: bool = False,
@@ -83,6 +84,8 @@ def evaluate(
         draws: scoring draws of the defense's randomness.
         scale: share of the adaptive suite's published budget, in (0, 1].
         steps, eot: in place of the attack's own.
+        precision: what the model computes in while it is attacked: `auto` is bfloat16 on a GPU, float32
+            elsewhere. It is judged in float32.
         check: refuse a model that does clearly better with another normalisation.
         results: a folder in which records, attacked images and progress are kept, as by `harness run`.
 
@@ -93,6 +96,7 @@ def evaluate(
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     with contextlib.ExitStack() as stack:
         defended = _defended(model, defense, normalisation, images, chosen, stack)
+        defended = dataclasses.replace(defended, search=precision)
         test = dataset(images, labels, classes=defended.classes)
         if check:
             line = own_model.doubt(own_model.check(defended, test, chosen), defended.classes)
@@ -105,6 +109,7 @@ def evaluate(
             defense=guests.specification(defended.defense),
             training=own_model.GIVEN,
             seed=seed,
+            precision=precision,
         )
         folder = Path(results) if results else Path(stack.enter_context(_temporary()))
         workshop = _Given(
@@ -253,6 +258,7 @@ class _Given(Workshop):
             "defense": guests.described(self.given.defense),
             "training": "given",
             "seed": target.seed,
+            **precise(target),
         }
 
     def obtain(self, target: Target, *, wait: bool = True) -> Defended:

@@ -152,7 +152,7 @@ def _disk(target: Target, runner: Runner) -> int:
 
 def _costs(target: Target, runner: Runner, known: dict[str, Costs], size: int) -> Costs:
     """Costs in batches of `size`, measured once for targets that differ in nothing that counts."""
-    key = keys.key([target.dataset, target.model, target.defense, size])
+    key = keys.key([target.dataset, target.model, target.defense, target.precision, size])
     if key not in known:
         test = runner.workshop.dataset(target.dataset, "test")
         known[key] = _measure(_untrained(target, runner, test), test, size, runner)
@@ -170,13 +170,14 @@ def _untrained(target: Target, runner: Runner, dataset: Dataset) -> Defended:
     auxiliary = defense.auxiliary_module(dataset.shape)
     if auxiliary is not None:
         auxiliary = auxiliary.to(workshop.device)
-    return Defended(model, defense, classes, auxiliary)
+    return Defended(model, defense, classes, auxiliary, search=target.precision)
 
 
 def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) -> Costs:
     device = runner.workshop.device
     batch = dataset.batch(slice(0, size)).to(device)
     draws = Draws(0, batch.ids, Role.SCORE)
+    quick = defended.quick(device)
     defended.model.train()
     before = time.monotonic()
     with torch.no_grad():
@@ -191,7 +192,7 @@ def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) ->
 
     def train() -> None:
         optimiser.zero_grad(set_to_none=True)
-        _loss(defended.model(seen)).backward()  # type: ignore[no-untyped-call]
+        _loss(quick.classify(seen)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     def auxiliary() -> None:
@@ -221,7 +222,7 @@ def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) ->
 
     def gradient() -> None:
         pixels = batch.images.detach().requires_grad_(True)
-        loss = _loss(defended.logits(pixels, draws))
+        loss = _loss(quick.logits(pixels, draws))
         torch.autograd.grad(loss, pixels)
 
     return Costs(

@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from harness import __version__, cli_evidence, cli_own, cli_show
-from harness.cli_options import ASSIGNMENT, DATA, NUMBER, RESULTS, STRICT, scale_options
+from harness.cli_options import (
+    ASSIGNMENT,
+    DATA,
+    NUMBER,
+    PRECISION,
+    RESULTS,
+    STRICT,
+    scale_options,
+)
 from harness.types import HarnessError
 
 
@@ -71,6 +79,7 @@ def main() -> None:
 @STRICT
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one.")
+@PRECISION
 @click.option("-A", "attack_options", type=ASSIGNMENT, multiple=True, help="Attack's field.")
 @click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True, help="Defense's field.")
 @click.option("-M", "model_options", type=ASSIGNMENT, multiple=True, help="Model's field.")
@@ -132,9 +141,9 @@ def list_(kind: str | None, everything: bool) -> None:
     \b
     harness list attacks --all
     """
-    from harness import engine
+    from harness import commands
 
-    engine.list_plugins(kind, everything=everything)
+    commands.list_plugins(kind, everything=everything)
 
 
 for module in (cli_evidence, cli_own, cli_show):

@@ -61,6 +61,14 @@ STRICT = click.option(
 )
 
 
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="Of the classifier in training and search; judged in float32. auto: bfloat16 on a GPU.",
+)
+
+
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
     """How much of which machines a run may use, where it meets others, and what it notes."""
     for option in (
@@ -105,6 +113,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True),
             click.option("-T", "training_options", type=ASSIGNMENT, multiple=True),
             click.option("--device", help="Default: cuda where there is one."),
+            PRECISION,
             click.option("--cache", type=path, help="Folder of weights and estimates."),
             click.option("--quiet", is_flag=True, help="No progress."),
         )

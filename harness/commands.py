@@ -1,4 +1,4 @@
-"""`harness audit`, `harness verify` and `harness convergence`: words to work, findings to print."""
+"""`harness audit`, `verify`, `convergence` and `list`: words to work, findings to print."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def _target_and_ball(words: Mapping[str, Any]) -> tuple[Target, ThreatModel]:
         seed=words["seed"],
         plan_overrides=overrides,
         defense_options=dict(words["defense_options"]),
+        precision=words["precision"],
     )
     return target, ThreatModel(epsilon=epsilon, norm=words["norm"])
 
@@ -124,6 +125,36 @@ def curves(**words: Any) -> int:
         return flags.strict_status(raised) if words["strict"] else 0
 
     return engine.session(_store(words), {"batch_size": 128, **words}, work)
+
+
+def list_plugins(kind: str | None, *, everything: bool) -> None:
+    """`harness list`."""
+    kinds = {
+        each.kind + "s": each
+        for each in (
+            registry.attacks,
+            registry.defenses,
+            registry.models,
+            registry.datasets,
+            registry.estimators,
+        )
+    }
+    if kind is not None and kind not in kinds:
+        raise HarnessError(f"no kind of plugin is called {kind!r}: there are {', '.join(kinds)}")
+    registry.defenses.names()  # the estimators stand beside the defense that uses them
+    for name, each in kinds.items():
+        if kind not in (None, name):
+            continue
+        click.echo(f"{name}:")
+        width = max((len(entry.name) for entry in each), default=0)
+        for entry in each:
+            click.echo(f"  {entry.name:<{width}}  {entry.summary}  [{entry.origin}]")
+        for prefix, make in each.bridges().items():
+            summary = (make.__doc__ or "").strip().split("\n")[0]
+            click.echo(f"  {prefix}:...  {summary}")
+            listing = getattr(make, "listing", None)
+            for label, line, refusal in listing() if everything and listing else ():
+                click.echo(f"    {label}  {f'refused: {refusal}' if refusal else line}")
 
 
 def _numbers(text: str | None) -> list[float]:

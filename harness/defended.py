@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import Draws, Role, content_ids
+from harness.records import Precision
 from harness.types import Backward, Defense, HarnessError
 
 
@@ -21,10 +22,12 @@ class Defended:
     auxiliary: nn.Module | None = None
     precision: torch.dtype = torch.float32
     """Of the classifier alone: a transformation is always computed as it is written."""
+    search: Precision = "auto"
 
     def quick(self, device: torch.device) -> Defended:
-        """Itself for searching and training: on a GPU its classifier computes in bfloat16."""
-        half = device.type == "cuda"
+        """Itself for searching and training: where `search` says so, its classifier computes in
+        bfloat16."""
+        half = device.type == "cuda" if self.search == "auto" else self.search == "bfloat16"
         return dataclasses.replace(self, precision=torch.bfloat16) if half else self
 
     @property

@@ -27,7 +27,7 @@ from harness import (
 )
 from harness.executors import local, ray
 from harness.progress import reporter
-from harness.records import Cell, Failure, Record, Target, Timing
+from harness.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.runner import Runner
 from harness.spec import accepts_any, build, convert, fields, parse
 from harness.store import Store
@@ -64,6 +64,7 @@ def target_of(
     seed: int,
     plan_overrides: Mapping[str, Any],
     defense_options: Mapping[str, Any],
+    precision: Precision = "auto",
 ) -> Target:
     """The defended model that a defense's name means; `madry` is vanilla, trained adversarially."""
     spec = parse(text)
@@ -71,7 +72,14 @@ def target_of(
         spec, training = dataclasses.replace(spec, name="vanilla"), "adversarial"
     spec = _with_options(spec, defense_options, registry.defenses)
     plan = own_model.plan(model, defaults.plan(dataset, training, plan_overrides))
-    return Target(dataset=dataset, model=model, defense=spec, training=plan, seed=seed)
+    return Target(
+        dataset=dataset,
+        model=model,
+        defense=spec,
+        training=plan,
+        seed=seed,
+        precision=precision,
+    )
 
 
 def _with_options(
@@ -179,6 +187,7 @@ def run(**words: Any) -> int:
                 seed=seed,
                 plan_overrides=overrides,
                 defense_options=_owned(defense_options, name, registry.defenses, several_defenses),
+                precision=words["precision"],
             )
             specs = [
                 attack_of(
@@ -341,21 +350,31 @@ def show(
     click.echo(
         "Accuracies in percent: mean over the scoring draws, beside the paper's one draw and the vote."
     )
-    shown = set()
-    for result in results:
-        if isinstance(result, Failure):
-            click.echo(
-                f"{result.kind}: {result.cell.attack} on {result.cell.target.label}: {result.reason}"
-            )
-            continue
-        for flag, reason in result.flags.items():
-            line = f"{flag}: {result.cell.attack} on {result.cell.target.label}: {reason}"
-            if line not in shown:
-                shown.add(line)
-                click.echo(line)
+    for line in _doubts(results):
+        click.echo(line)
     for result in results:
         kind = "failures" if isinstance(result, Failure) else "records"
         click.echo(f"{kind[:-1]}: {folder / kind / result.key}.json")
+
+
+def _doubts(results: Sequence[Record | Failure]) -> list[str]:
+    """A line for each reason of a flag or a failure, with the cells that it concerns."""
+    count = len({result.key for result in results})
+    several = len({result.cell.target.seed for result in results}) > 1
+    concerned: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        target = result.cell.target
+        name = f"{result.cell.attack} on {target.label}"
+        name += f" (seed {target.seed})" if several else ""
+        found = {result.kind: result.reason} if isinstance(result, Failure) else result.flags
+        for kind, reason in found.items():
+            concerned.setdefault((kind, reason), {})[result.key] = name
+    return [
+        f"{kind}: "
+        + (f"all {count} cells" if len(cells) == count > 1 else ", ".join(cells.values()))
+        + f": {reason}"
+        for (kind, reason), cells in concerned.items()
+    ]
 
 
 @contextlib.contextmanager
@@ -375,33 +394,3 @@ def _signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def list_plugins(kind: str | None, *, everything: bool) -> None:
-    """`harness list`."""
-    kinds = {
-        each.kind + "s": each
-        for each in (
-            registry.attacks,
-            registry.defenses,
-            registry.models,
-            registry.datasets,
-            registry.estimators,
-        )
-    }
-    if kind is not None and kind not in kinds:
-        raise HarnessError(f"no kind of plugin is called {kind!r}: there are {', '.join(kinds)}")
-    registry.defenses.names()  # the estimators stand beside the defense that uses them
-    for name, each in kinds.items():
-        if kind not in (None, name):
-            continue
-        click.echo(f"{name}:")
-        width = max((len(entry.name) for entry in each), default=0)
-        for entry in each:
-            click.echo(f"  {entry.name:<{width}}  {entry.summary}  [{entry.origin}]")
-        for prefix, make in each.bridges().items():
-            summary = (make.__doc__ or "").strip().split("\n")[0]
-            click.echo(f"  {prefix}:...  {summary}")
-            listing = getattr(make, "listing", None)
-            for label, line, refusal in listing() if everything and listing else ():
-                click.echo(f"    {label}  {f'refused: {refusal}' if refusal else line}")

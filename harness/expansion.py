@@ -196,6 +196,7 @@ def _cell(
         defense=_defense(settings.defense, profile),
         training=defaults.plan(dataset, training, train),
         seed=seed,
+        precision=profile.precision,
     )
     queries = settings.max_queries
     if queries is not None and "queries" in caps:

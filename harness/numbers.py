@@ -10,6 +10,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
 from harness import audit, claims, expansion, keys, suite
 from harness.expansion import Place
 from harness.protocol import Profile, Protocol
@@ -61,7 +63,10 @@ class Number:
 
 def cell_name(cell: Cell) -> str:
     """What a cell is called in the results folder."""
-    return keys.key(cell)
+    said = msgspec.to_builtins(cell)
+    if said["target"]["precision"] == "auto":  # as in `Workshop.resolved`
+        del said["target"]["precision"]
+    return keys.key(said)
 
 
 class Results:
@@ -180,15 +185,21 @@ def _group(record: Record) -> tuple[object, ...]:
     return (audit.target_key(record), threat.norm, threat.epsilon)
 
 
+def share(place: Place, record: Record) -> Share:
+    """What one record, of one seed, says in a place of a table."""
+    if place.settings.metric == "accuracy-any-iterate":
+        return Share(1 - record.fooled_on_the_way, record.count)
+    return Share(record.robust.mean, record.count)
+
+
 def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
     """The mean over seeds. Its count is that of one seed: the images are the same."""
     if not records:
         return None
-    if place.settings.metric == "accuracy-any-iterate":
-        values = [1 - record.fooled_on_the_way for record in records]
-    else:
-        values = [record.robust.mean for record in records]
-    return Share(sum(values) / len(values), min(record.count for record in records))
+    shares = [share(place, record) for record in records]
+    return Share(
+        sum(each.mean for each in shares) / len(shares), min(each.count for each in shares)
+    )
 
 
 # --- what became of a claim -------------------------------------------------------------------------

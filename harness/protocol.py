@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from harness.decoding import decode, line_of, nearest
+from harness.records import Precision
 from harness.types import HarnessError, Norm, Training
 
 Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]
@@ -144,6 +145,8 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     models: dict[str, str] = {}
     defenses: dict[str, str] = {}
     """Parameters added to a defense: `menet-nuc = "gap=1e-2"`."""
+    precision: Precision = "auto"
+    """Of the classifiers in training and in the attacks' search."""
     rules: list[Rule] = []
 
 

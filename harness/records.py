@@ -11,6 +11,7 @@ from harness.statistics import wilson
 from harness.types import Access, HarnessError, Spec, ThreatModel, Training
 
 Augment = Literal["none", "crop", "crop-flip"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ class Target:
     defense: Spec
     training: TrainingPlan
     seed: int = 0
+    precision: Precision = "auto"
+    """Of the classifier in training and in the search for adversarial images, never where they are
+    judged. `auto`: bfloat16 on a GPU, float32 elsewhere."""
 
     @property
     def label(self) -> str:

@@ -214,8 +214,11 @@ class Victim(Protocol):
         """(N,) int64 predictions: access `labels` and above."""
         ...
 
-    def logits(self, images: Tensor, draws: Draws) -> Tensor:
-        """(N, K) scores without gradients: access `scores` and above."""
+    def logits(self, images: Tensor, draws: Draws, *, rough: bool = False) -> Tensor:
+        """(N, K) scores without gradients: access `scores` and above.
+
+        `rough`: rounding does no harm, so that they may be computed as gradients are, in half precision.
+        """
         ...
 
     def gradient(

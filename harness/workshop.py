@@ -55,6 +55,11 @@ def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
     }
 
 
+def precise(target: Target) -> dict[str, Any]:
+    """The precision, where one was asked for: else it leaves no mark, and keys are what they were."""
+    return {"precision": target.precision} if target.precision != "auto" else {}
+
+
 _KEPT = 3
 """Models in memory: the target of a cell, its source, and the one before."""
 _PAUSE = 0.5
@@ -117,6 +122,7 @@ class Workshop:
             "defense": described,
             "training": plan,
             "seed": target.seed,
+            **precise(target),
         }
 
     def key(self, target: Target) -> str:
@@ -190,7 +196,9 @@ class Workshop:
             model: nn.Module = build(target.model, models, shape=shape, classes=classes)
         model = model.to(memory_format=torch.channels_last)  # LeNet on a CPU: 1.2 times as fast
         auxiliary = self._auxiliary(defense, dataset, target)
-        defended = Defended(model.to(self.device), defense, classes, auxiliary)
+        defended = Defended(
+            model.to(self.device), defense, classes, auxiliary, search=target.precision
+        )
         if own_model.is_given(target.model):
             probed = own_model.check(defended.frozen(), dataset, self.device)
             if line := own_model.doubt(probed, classes):

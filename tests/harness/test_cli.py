@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from harness import engine
+from harness import engine, expansion, protocol
 from harness.cli import main
 from harness.random import Draws
+from harness.records import Failure, Record
+from harness.spec import parse
 from harness.store import Store
+from tests.harness.fabricated import record
 
 QUICK = ["--epochs", "2", "-T", "limit=200", "--limit", "30", "--quiet", "--device", "cpu"]
 
@@ -57,11 +61,51 @@ def test_a_matrix_shares_its_models_and_fills_a_table(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert len(records(tmp_path)) == 4
     assert len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 2
+    assert done.stdout.count("scaled-down: all 4 cells: ") == 1
+    assert done.stdout.count("the first 30 test images") == 1
     table = harness("table", "--results", str(tmp_path))
     assert table.exit_code == 0 and table.stdout.count("menet-usvt") == 1
     assert "loss=margin" in table.stdout and "95 % Wilson interval" in table.stdout
     rows = harness("table", "--results", str(tmp_path), "--format", "csv").stdout.splitlines()
     assert len(rows) == 5 and rows[0].startswith("dataset,defense,training,model,attack")
+
+
+def test_each_doubt_is_explained_once_with_the_cells_that_it_concerns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0].cells[0]
+    results: list[Record | Failure] = []
+    for seed, attack, flags in (
+        (0, "fgsm", {"scaled-down": "few", "noise-success": "noise"}),
+        (0, "pgd", {"scaled-down": "few", "noise-success": "more noise"}),
+        (1, "fgsm", {"scaled-down": "few", "noise-success": "noise"}),
+    ):
+        target = dataclasses.replace(cell.target, seed=seed)
+        each = dataclasses.replace(cell, target=target, attack=parse(attack))
+        results.append(record(each, flags=flags))
+
+    def doubts() -> list[str]:
+        engine.show(results, {}, tmp_path, "")
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith(("scaled", "noise", "failed"))]
+
+    label = cell.target.label
+    assert doubts() == [
+        "scaled-down: all 3 cells: few",
+        f"noise-success: fgsm on {label} (seed 0), fgsm on {label} (seed 1): noise",
+        f"noise-success: pgd on {label} (seed 0): more noise",
+    ]
+    del results[2]
+    failed = dataclasses.replace(cell, attack=parse("bpda"))
+    results.append(Failure(key="f", cell=failed, reason="no luck", kind="failed"))
+    assert doubts() == [
+        f"scaled-down: fgsm on {label}, pgd on {label}: few",
+        f"noise-success: fgsm on {label}: noise",
+        f"noise-success: pgd on {label}: more noise",
+        f"failed: bpda on {label}: no luck",
+    ]
+    del results[1:]
+    assert doubts()[0] == f"scaled-down: fgsm on {label}: few"
 
 
 def test_masks_do_not_depend_on_order_or_batch_size(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,15 @@ from torch import Tensor, nn
 from defenses.menet import NuclearNormMENet
 from defenses.vanilla import Vanilla
 from harness.defended import Defended
+from harness.numbers import cell_name
+from harness.progress import Silent
 from harness.random import Draws, Role
-from harness.types import Batch, ThreatModel
+from harness.records import Cell, Precision, Target, TrainingPlan
+from harness.store import Store
+from harness.train import Stop
+from harness.types import Batch, Spec, ThreatModel
 from harness.views import View
+from harness.workshop import Workshop
 
 
 class Linear(nn.Module):
@@ -47,31 +54,70 @@ def test_only_the_classifier_computes_in_half_precision() -> None:
     assert torch.equal(*model.seen)
 
 
-def test_a_processor_searches_in_single_precision() -> None:
-    defended = Defended(Linear(), NuclearNormMENet(), 2)
-    assert defended.quick(torch.device("cpu")) is defended
-    assert defended.quick(torch.device("cuda")).precision == torch.bfloat16
+@pytest.mark.parametrize(
+    ("search", "cpu", "cuda"),
+    [
+        ("auto", torch.float32, torch.bfloat16),
+        ("float32", torch.float32, torch.float32),
+        ("bfloat16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_what_the_search_computes_in(
+    search: Precision, cpu: torch.dtype, cuda: torch.dtype
+) -> None:
+    defended = Defended(Linear(), NuclearNormMENet(), 2, search=search)
+    assert defended.precision == torch.float32  # the judge's
+    assert defended.quick(torch.device("cpu")).precision == cpu
+    assert defended.quick(torch.device("cuda")).precision == cuda
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_scores_are_exact_unless_rounding_does_no_harm(rough: bool) -> None:
+    batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    model = Linear()
+    defended = Defended(model, Vanilla(), 2, search="bfloat16").frozen()
+    view = View(defended, batch, ThreatModel(epsilon=0.1), "scores")
+    draws = Draws(0, batch.ids, Role.ATTACK)
+    assert view.logits(batch.images, draws, rough=rough).dtype == torch.float32
+    assert model.computed == (torch.bfloat16 if rough else torch.float32)
+    view.labels(batch.images, draws)
+    assert model.computed == torch.float32
 
 
 @pytest.mark.parametrize(
     ("margin", "single", "half"), [(0.2, 0.0, 0.0), (0.01, 0.0, 1.0), (-0.01, 1.0, 1.0)]
 )
-def test_a_success_within_rounding_is_none(
-    monkeypatch: pytest.MonkeyPatch, margin: float, single: float, half: float
-) -> None:
+def test_a_success_within_rounding_is_none(margin: float, single: float, half: float) -> None:
     """Four roundings of a logit near 1 are 0.03: a smaller margin cannot let an image leave."""
     images = torch.rand(1, 1, 4, 4)
     batch = Batch(images, torch.zeros(1, dtype=torch.long), torch.arange(1))
     draws = Draws(0, batch.ids, Role.ATTACK)
 
-    def look() -> tuple[float, int]:
-        defended = Defended(Linear(margin), Vanilla(), 2).frozen()
+    def look(search: Precision) -> tuple[float, int]:
+        defended = Defended(Linear(margin), Vanilla(), 2, search=search).frozen()
         view = View(defended, batch, ThreatModel(epsilon=0.1), "gradients")
         found = view.gradient(images, draws, lambda logits: logits[:, 1])
         return float(found.correct), int(view.evidence.first_fooled)
 
-    assert look() == (single, -1 if single else 1)
-    monkeypatch.setattr(  # a processor that searches as a GPU does
-        Defended, "quick", lambda self, device: dataclasses.replace(self, precision=torch.bfloat16)
+    assert look("float32") == (single, -1 if single else 1)
+    assert look("bfloat16") == (half, -1 if half else 1)
+
+
+def test_a_precision_that_nobody_asked_for_leaves_no_mark(tmp_path: Path) -> None:
+    """Names and keys are those of the time before there was a choice; another one is another cell."""
+    workshop = Workshop(
+        store=Store(tmp_path), device=torch.device("cpu"), reporter=Silent(), stop=Stop()
     )
-    assert look() == (half, -1 if half else 1)
+    target = Target(
+        dataset="digits",
+        model=Spec("small-cnn"),
+        defense=Spec("vanilla"),
+        training=TrainingPlan(epochs=1),
+    )
+    cell = Cell(target=target, attack=Spec("clean"), threat=ThreatModel(epsilon=0.1))
+    assert cell_name(cell) == "8de2fdb7f60a2f4311f4"
+    assert "precision" not in workshop.resolved(target)
+    half = dataclasses.replace(target, precision="bfloat16")
+    assert workshop.resolved(half)["precision"] == "bfloat16"
+    assert workshop.key(half) != workshop.key(target)
+    assert cell_name(dataclasses.replace(cell, target=half)) != cell_name(cell)
