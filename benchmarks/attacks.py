@@ -3,7 +3,7 @@
     python -m benchmarks.attacks --output FOLDER [--images 256] [--repeats 7] [--threads 2]
 
 Real MNIST (HARNESS_DATA) and the LeNet of `models`, trained here once without and once with adversarial
-training and cached; `--case cifar10`: ResNet-18 after a hundred batches of CIFAR-10 images, PGD alone.
+training and cached; `--case cifar10`: ResNet-18 after forty batches of CIFAR-10 images, PGD alone.
 Contestants take turns, the first one changing from round to round; a ratio is that of the medians. A library
 counts as beaten only where its robust accuracy and the native one, means over the rounds, are within a point.
 Writes `attacks.md` and `attacks.csv`.
@@ -69,7 +69,7 @@ CASES = {
         model="resnet18",
         epsilon=8 / 255,
         step_size=2 / 255,
-        batches=100,
+        batches=40,
         robust=False,
     ),
 }
@@ -319,7 +319,7 @@ def main() -> None:
     few = test.batch(slice(0, max(1, options.images // 32)))
     pgd = PGD(steps=STEPS, step_size=case.step_size)
     whole = PGD(steps=STEPS, step_size=case.step_size, keep="last", snapshot_steps=())
-    spsa = SPSA(steps=40, samples=256)
+    spsa = SPSA(steps=80, samples=128)
     rows: list[Row] = []
     for kind in ("vanilla", "robust") if case.robust else ("vanilla",):
         model = trained(case, train, options.cache, adversarial=kind == "robust")
