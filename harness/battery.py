@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import audit, binarise, keys, store, suite
+from harness import audit, binarise, guests, keys, own_model, store, suite
 from harness.defended import Defended
 from harness.progress import duration
 from harness.random import Draws, Role
@@ -212,6 +212,10 @@ class Battery:
             epsilon=entry.threat.epsilon,
             scaled=entry.scaled,
         )
+        if own_model.is_given(target.model) and guests.needs_another_model(entry.attack):
+            needs = "it needs an independently trained copy of the model"
+            self._tried.append(dataclasses.replace(tried, untested=needs))
+            return
         key = plan(cell, self.workshop).key
         cost, left = self._cost(entry, size.count, *pace), max(0.0, self._deadline.left)
         stored = self.workshop.store.json_path("records", key).exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.defended import Defended
+from harness.images import helper
 from harness.random import Draws, Role
 from harness.registry import attacks, defenses
 from harness.spec import build, parse
@@ -209,11 +208,5 @@ def _device(module: nn.Module, default: torch.device | None = None) -> torch.dev
 
 
 def _imported(module: str, package: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise HarnessError(
-            f"{package} does not import ({error}): `pip install {package}`"
-        ) from error
+    """An optional library, as the attacks that call it import it."""
+    return helper(f"{attacks.package}.library").imported(module, package)

@@ -14,10 +14,12 @@ from harness import __version__, cli_evidence, cli_own, cli_show
 from harness.cli_options import (
     ASSIGNMENT,
     DATA,
+    NORMALISATION,
     NUMBER,
     PRECISION,
     RESULTS,
     STRICT,
+    WEIGHTS,
     scale_options,
 )
 from harness.types import HarnessError
@@ -60,10 +62,8 @@ def main() -> None:
 @click.option(
     "--model", help="Classifier. Default: the dataset's. Your own: my.py:build, timm:NAME."
 )
-@click.option("--weights", help="Of your own model, instead of training: FILE, or `pretrained`.")
-@click.option(
-    "--normalisation", help="Of your own model: inside (default), imagenet, cifar10, MEAN/STD."
-)
+@WEIGHTS
+@NORMALISATION
 @click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure")
 @click.option("--epochs", type=click.IntRange(1), help="Compresses the training schedule.")
 @click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255.")

@@ -69,6 +69,14 @@ PRECISION = click.option(
 )
 
 
+WEIGHTS = click.option(
+    "--weights", help="Of your own model, instead of training: FILE, or `pretrained`."
+)
+NORMALISATION = click.option(
+    "--normalisation", help="Of your own model: inside (default), imagenet, cifar10, MEAN/STD."
+)
+
+
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
     """How much of which machines a run may use, where it meets others, and what it notes."""
     for option in (
@@ -104,7 +112,11 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("--dataset", default="digits", show_default=True),
             click.option("--defense", required=True),
-            click.option("--model", help="Classifier. Default: the dataset's."),
+            click.option(
+                "--model", help="Classifier. Default: the dataset's. Your own: my.py:build."
+            ),
+            WEIGHTS,
+            NORMALISATION,
             click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure"),
             click.option("--epochs", type=click.IntRange(1), help="Compresses the schedule."),
             click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255."),

@@ -30,6 +30,12 @@ def table(form: str, results: Path, strict: bool) -> None:
         raise HarnessError(f"no records in {results}: `harness run` makes some, or name --results")
     loaded = tables.load(Store(results))
     click.echo(tables.markdown(loaded) if form == "md" else tables.csv(loaded), nl=False)
+    if loaded.failures:
+        click.echo(
+            "a cell without a number keeps its reason until the same command makes one: "
+            "`harness clean --what failures --yes` forgets it",
+            err=True,
+        )
     if strict:
         raised = {flag for record in loaded.records for flag in record.flags}
         sys.exit(strict_status(raised))

@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from harness import audit as flags
-from harness import battery, convergence, defaults, engine, registry, store, together, verify
+from harness import (
+    battery,
+    convergence,
+    defaults,
+    engine,
+    guests,
+    own_model,
+    registry,
+    store,
+    together,
+    verify,
+)
 from harness.records import Cell, Target
 from harness.runner import Runner
 from harness.spec import parse
@@ -26,7 +37,11 @@ def _target_and_ball(words: Mapping[str, Any]) -> tuple[Target, ThreatModel]:
     target = engine.target_of(
         words["defense"],
         dataset=dataset,
-        model=parse(words["model"] or defaults.of(dataset)["model"]),
+        model=own_model.specification(
+            parse(words["model"] or defaults.of(dataset)["model"]),
+            weights=words["weights"],
+            normalisation=words["normalisation"],
+        ),
         training=words["training"],
         seed=words["seed"],
         plan_overrides=overrides,
@@ -105,6 +120,8 @@ def curves(**words: Any) -> int:
         epsilon=threat.epsilon,
     )
     registry.attacks.get(spec.name)
+    if own_model.is_given(target.model):
+        guests.refuse_copies([spec])
     base = Cell(
         target=target, attack=spec, threat=threat, draws=words["draws"], limit=words["limit"]
     )

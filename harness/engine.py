@@ -329,8 +329,9 @@ def _run_and_show(
 
 
 def _schooling(target: Target) -> str:
-    given = target.training.kind == "given"
-    return "weights as given" if given else f"{target.training.epochs} epochs"
+    if target.training.kind == "given":
+        return "weights as given"
+    return f"{target.training.epochs} epoch{'s' if target.training.epochs > 1 else ''}"
 
 
 def show(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import secrets
@@ -23,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from harness import log
 from harness.store import StoreError, files, make_folder, unwritable
@@ -213,7 +214,7 @@ class Leases:
 def _create(path: Path, owner: Owner) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        os.write(handle, json.dumps(dataclasses.asdict(owner)).encode())
+        os.write(handle, msgspec.json.encode(owner))
     except OSError:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -225,10 +226,8 @@ def _create(path: Path, owner: Owner) -> None:
 def _parse(content: bytes) -> Owner:
     """The owner that a lease names; an unknown one where it was written by half."""
     try:
-        found = json.loads(content)
-        words = {name: str(found[name]) for name in ("host", "machine", "started", "note")}
-        return Owner(**words, process=int(found["process"]))
-    except (ValueError, TypeError, KeyError):
+        return msgspec.json.decode(content, type=Owner)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Owner()
 
 

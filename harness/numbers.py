@@ -64,8 +64,8 @@ class Number:
 def cell_name(cell: Cell) -> str:
     """What a cell is called in the results folder."""
     said = msgspec.to_builtins(cell)
-    if said["target"]["precision"] == "auto":  # as in `Workshop.resolved`
-        del said["target"]["precision"]
+    if cell.target.precision == "auto":  # as in `Workshop.resolved`; earlier records do not say it
+        said["target"].pop("precision", None)
     return keys.key(said)
 
 

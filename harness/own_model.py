@@ -26,6 +26,8 @@ SIGNIFICANCE = 0.001
 """Of the paired test; it is divided by the number of ranges that are tried."""
 SMALLEST = 0.05
 """A difference of accuracy below this accuses nobody."""
+LITTLE = 0.5
+"""A model that is right on fewer of its images, in the best of ranges, may know other images."""
 GIVEN = TrainingPlan(kind="given", epochs=0)
 """The training of a model that came with its weights."""
 
@@ -135,12 +137,14 @@ def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
 def wrong_range(found: Probe) -> HarnessError:
     """What to raise for a model that was handed pixels of a range it does not know."""
     meaning = _MEANING.get(found.better, f"pixels normalised as {found.better}")
-    return HarnessError(
+    message = (
         f"the model is {found.chance}, but on {found.better_accuracy:.0%} if it is handed {meaning}: "
         f"it was given the wrong range. Say --normalisation {found.better} "
-        f"(in Python normalisation={found.better!r})",
-        page="quickstart",
+        f"(in Python normalisation={found.better!r})"
     )
+    if found.better_accuracy < LITTLE:
+        message += "; and are these the images that it was trained on (--dataset)?"
+    return HarnessError(message, page="quickstart")
 
 
 def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:

@@ -21,7 +21,7 @@ from harness import audit, figures, paper_tables, protocol, store, together
 from harness.drawing import Reproduced, reproduced
 from harness.figure_data import FOLDER as DATA
 from harness.figure_data import Gallery, Picture
-from harness.numbers import Number, Results, Share, Verdict, percent, verdict
+from harness.numbers import Number, Results, Share, Verdict, percent, share, verdict
 from harness.progress import duration
 from harness.records import Failure, Record
 from harness.store import Store
@@ -86,6 +86,15 @@ def page(folder: Store) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A record behind a number, which has one for each seed."""
+
+    key: str
+    seed: int
+    measured: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Spot:
     """One measured place of a table."""
 
@@ -93,7 +102,7 @@ class Spot:
     measured: str
     value: float | None
     flags: Mapping[str, str]
-    key: str
+    evidence: Sequence[Evidence]
     reason: str
     state: str
 
@@ -118,7 +127,7 @@ class Claimed:
     claimed: str
     verdict: Verdict
     source: str
-    key: str
+    evidence: Sequence[Evidence]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +197,7 @@ def _part(each: Reproduced, results: Results) -> Part:
                     claimed=paper_tables.claimed(number),
                     verdict=judged,
                     source=number.place.claim.source,
-                    key=number.records[0].key if number.records else "",
+                    evidence=_evidence(number),
                 )
             )
     return Part(
@@ -213,10 +222,21 @@ def _spot(number: Number) -> Spot:
         measured=percent(number.measured) if number.measured else "",
         value=number.measured.mean if number.measured else None,
         flags=number.flags,
-        key=number.records[0].key if number.records else "",
+        evidence=_evidence(number),
         reason=number.reason,
         state=judged.state if judged else "",
     )
+
+
+def _evidence(number: Number) -> list[Evidence]:
+    return [
+        Evidence(
+            key=record.key,
+            seed=record.cell.target.seed,
+            measured=percent(share(number.place, record)),
+        )
+        for record in number.records
+    ]
 
 
 def _counts(claims: Sequence[Claimed]) -> dict[str, int]:

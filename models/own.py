@@ -277,7 +277,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return _plain(load(path.read_bytes()))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is none makes its reader raise
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().partition(". ")[0].partition("\n")[0].rstrip(".")
         raise HarnessError(
             f"{path} cannot be read as weights without running code: {first}. Save the weights "
             "alone: safetensors.torch.save_file(model.state_dict(), 'w.safetensors')"

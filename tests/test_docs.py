@@ -139,6 +139,21 @@ def prepare(path: Path) -> None:
         assert CliRunner().invoke(main, ["new", kind, path.stem]).exit_code == 0
 
 
+def test_the_table_of_the_protocols_page_and_its_errors(tmp_path: Path) -> None:
+    page = [block for block in ALL if block.page == "docs/protocols.md"]
+    table, profile = (block.text for block in page if block.language == "toml")
+    (tmp_path / "my.toml").write_text(profile)
+    place = tmp_path / "my-table.toml"
+    (errors,) = (block.text for block in page if block.text.startswith("error: "))
+    line_23, row = errors.splitlines()
+    words = ["reproduce", str(place), "--profile", f"{tmp_path}/my.toml:mine", "--dry-run"]
+    for right, wrong, said in (("defense =", "defence =", line_23), ("p_low=0.4", "plow=0.4", row)):
+        place.write_text(table.replace(right, wrong, 1))
+        done = CliRunner().invoke(main, [*words, "--results", str(tmp_path / "results")])
+        assert done.exit_code == 2
+        assert done.stderr.strip().replace(f"{tmp_path}/", "") == said
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 @pytest.mark.filterwarnings("ignore")
 def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness import protocol, report
@@ -143,6 +144,29 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     flag.focus()
     page.keyboard.press("Enter")
     assert page.locator("#part-table4 details.flag p").first.is_visible()
+
+
+def test_every_seed_of_a_number_is_reached_by_keyboard(
+    opened: Callable[..., Any], tmp_path: Path
+) -> None:
+    profile = msgspec.structs.replace(protocol.profile("smoke"), seeds=[0, 3])
+    fill(tmp_path, [protocol.load("table4")], profile)
+    page = opened(360)
+    page.goto(report.write(tmp_path, None).as_uri())
+    number = page.locator("#part-table4 summary.number").first
+    number.focus()
+    page.keyboard.press("Enter")
+    for seed in (0, 3):
+        page.keyboard.press("Tab")
+        link = page.locator("#part-table4 details[open] a.number", has_text=f"seed {seed}:")
+        assert link.evaluate("link => link === document.activeElement")
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        assert f"seed {seed}" in dialog.locator("h3").inner_text()
+        page.keyboard.press("Escape")
+        assert not dialog.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(CONTRAST) == []
 
 
 def test_without_scripts_every_number_still_leads_to_its_record(opened: Callable[..., Any]) -> None:

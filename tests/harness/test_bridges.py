@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_a_toolbox_script_attacks_our_defense(
     found = torch.as_tensor(attack.generate(some[0].numpy(), some[1].numpy()))
     target = to_torchattacks(defended)
     assert right(target, found, some[1]) < right(target, *some)
+
+
+def test_a_library_that_is_missing_is_named_with_what_brings_it(
+    defended: Defended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(HarnessError, match="`pip install foolbox`"):
+        to_foolbox(defended)
 
 
 def test_a_defended_module_draws_anew_and_repeats_itself(

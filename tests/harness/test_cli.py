@@ -160,8 +160,12 @@ def test_a_failing_attack_fails_its_own_cell(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "no luck" in done.stdout and "Traceback" not in done.output
     assert len(records(tmp_path / "r")) == 1
-    table = harness("table", "--results", str(tmp_path / "r")).stdout
-    assert "no luck" in table
+    table = harness("table", "--results", str(tmp_path / "r"))
+    assert "no luck" in table.stdout and "clean --what failures --yes" in table.stderr
+    forget = ["clean", "--what", "failures", "--yes", "--results", str(tmp_path / "r")]
+    assert harness(*forget).exit_code == 0
+    table = harness("table", "--results", str(tmp_path / "r"))
+    assert "no luck" not in table.stdout and not table.stderr
 
 
 @pytest.mark.parametrize(

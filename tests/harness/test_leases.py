@@ -68,7 +68,9 @@ def test_a_killed_owner_is_followed_at_once_and_a_living_one_is_not(tmp_path: Pa
     assert [seen.owner.process for seen in mine.holdings()] == [os.getpid()]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"process": "x"}', b"\xff\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"process": "x"}', b"\xff\x00", b'{"host": "\xff"}']
+)
 def test_an_owner_elsewhere_is_dead_when_its_heart_stops(tmp_path: Path, content: bytes) -> None:
     """What another machine wrote, or wrote by half: its age alone says whether it lives."""
     path = tmp_path / "work.3.lease"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from harness.cli import main
-from harness.own_model import doubt, probe
+from harness.own_model import Probe, doubt, probe, wrong_range
 from harness.registry import load_file, models
 from harness.spec import build, parse
 from harness.types import Batch, HarnessError
@@ -71,10 +72,16 @@ def test_the_wrong_range_is_found_and_named(folder: Path) -> None:
     words = ["--model", f"{folder}/my.py:build", "--weights", f"{folder}/bytes.safetensors"]
     refused = run(folder, *words)
     assert refused.exit_code == 2 and "--normalisation bytes" in refused.output
+    assert "--dataset" not in refused.output, "it knows these images"
     assert run(folder, *words, "--normalisation", "bytes").exit_code == 0
     plain = ["--model", f"{folder}/my.py:build", "--weights", f"{folder}/plain.safetensors"]
     refused = run(folder, *plain, "--normalisation", "bytes")
     assert refused.exit_code == 0 or "--normalisation inside" in refused.output
+
+
+def test_a_range_that_helps_little_raises_the_question_of_the_dataset() -> None:
+    assert "--dataset" in str(wrong_range(Probe(256, 0.21, "mnist", 0.34)))
+    assert "--dataset" not in str(wrong_range(Probe(256, 0.21, "mnist", 0.94)))
 
 
 def test_a_model_that_is_right_is_not_accused(digits_batch: Batch) -> None:
@@ -151,6 +158,7 @@ def test_weights_are_data(folder: Path, content: str, said: str) -> None:
         path.write_bytes(b"noise")
     refused = run(folder, "--model", f"{folder}/my.py:build", "--weights", str(path))
     assert refused.exit_code == 2 and said in refused.output
+    assert ". ." not in refused.output and ".. " not in refused.output, "two stops"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,19 @@ def test_words_that_do_not_go_together(folder: Path, words: list[str], said: str
     given = ["--model", f"{folder}/my.py:build", "--weights", f"{folder}/plain.safetensors"]
     refused = run(folder, *given, *words)
     assert refused.exit_code == 2 and said in refused.output, refused.output
+
+
+def test_an_audit_makes_no_independent_copy_of_it(folder: Path) -> None:
+    given = ["--model", f"{folder}/my.py:build", "--weights", f"{folder}/plain.safetensors"]
+    words = [*given, "--defense", "vanilla", "--limit", "20", "--quiet", "--device", "cpu"]
+    words += ["--results", str(folder / "results"), "--epsilon", "0.1"]
+    done = CliRunner().invoke(main, ["audit", *words, "--budget-scale", "0.01"])
+    assert done.exit_code == 0, done.output
+    assert re.search("transfer .*independently trained copy", done.stdout)
+    assert "| transfer" not in done.stdout
+    words += ["--attack", "transfer(pgd)", "--steps", "2,4", "--output", str(folder)]
+    refused = CliRunner().invoke(main, ["convergence", *words])
+    assert refused.exit_code == 2 and "independently trained copy" in refused.stderr
 
 
 def test_the_wrong_number_of_classes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import msgspec
 import pytest
 
 from harness import expansion, paper_tables, protocol, suite
-from harness.numbers import Results, percent, verdict
+from harness.numbers import Results, cell_name, percent, verdict
 from harness.protocol import Protocol, Row
-from harness.records import Failure
+from harness.records import Cell, Failure
 from harness.store import Store
 from tests.harness.fabricated import fill, record
 
@@ -42,6 +43,15 @@ def test_the_papers_order_of_rows_and_columns(tmp_path: Path) -> None:
     ]
     assert [row[1] for row in sheet.body] == ["Madry", "ME-Net", "Madry", "Thermometer", "ME-Net"]
     assert [row[4] for row in sheet.body] == ["45.0", "52.8", "46.8", "12.3", "55.1"]
+
+
+def test_a_record_from_before_precision_was_said_still_answers_its_cell() -> None:
+    cell = expansion.expand(protocol.load("table2"), SMOKE)[0].cells[0]
+    said = msgspec.to_builtins(cell)
+    assert said["target"].pop("precision") == "auto"
+    assert cell_name(msgspec.convert(said, Cell)) == cell_name(cell)
+    half = dataclasses.replace(cell, target=dataclasses.replace(cell.target, precision="bfloat16"))
+    assert cell_name(half) != cell_name(cell)
 
 
 def test_every_number_is_that_of_a_record_and_says_its_interval(tmp_path: Path) -> None:

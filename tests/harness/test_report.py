@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from harness import expansion, own_model, protocol, report, together
 from harness.cli import main
 from harness.figure_data import FOLDER
-from harness.numbers import Results
+from harness.numbers import Results, percent, verdict
 from harness.protocol import Row
 from harness.records import Failure
 from harness.store import Store
@@ -63,6 +64,26 @@ def test_every_record_has_its_provenance_and_every_number_a_link_to_one(tmp_path
         link for link in re.findall(r'href="#([\w-]+)"', text) if not link.startswith("record-")
     }
     assert all(f'id="{target}"' in text for target in targets)
+
+
+def test_the_mean_over_seeds_leads_to_the_record_of_every_seed(tmp_path: Path) -> None:
+    table = protocol.load("table4")
+    profile = msgspec.structs.replace(protocol.profile("smoke"), seeds=[0, 3])
+    fill(tmp_path, [table], profile)
+    text = report.page(Store(tmp_path))
+    part = text[text.index('id="part-table4"') :]
+    part, claims = part[: part.index("</table>")], text[: text.index('id="part-table4"')]
+    numbers = Results(Store(tmp_path)).numbers(table, profile)
+    assert {len(number.records) for number in numbers if number.records} == {2}
+    for number in numbers:
+        for each in number.records:
+            said = f"seed {each.cell.target.seed}: {100 * each.robust.mean:.1f} ["
+            assert re.search(rf'href="#record-{each.key}"[^>]*>{re.escape(said)}', part)
+        if number.measured and verdict(number):
+            assert f'<summary class="number">{percent(number.measured)}</summary>' in part
+            for each in number.records:
+                said = f"record of seed {each.cell.target.seed}"
+                assert f'href="#record-{each.key}">{said}</a>' in claims
 
 
 def test_unique_ids(tmp_path: Path) -> None:
