@@ -328,12 +328,6 @@ def _run_and_show(
     return audit.strict_status(together.all_flags(results)) if strict else 0
 
 
-def _schooling(target: Target) -> str:
-    if target.training.kind == "given":
-        return "weights as given"
-    return f"{target.training.epochs} epoch{'s' if target.training.epochs > 1 else ''}"
-
-
 def show(
     results: Sequence[Record | Failure],
     timings: Mapping[str, Timing | None],
@@ -344,7 +338,7 @@ def show(
     cell = results[0].cell
     target = cell.target
     click.echo(
-        f"\n{target.dataset}, {target.model}, {_schooling(target)}, "
+        f"\n{target.dataset}, {target.model}, {target.schooling}, "
         f"{cell.threat.norm} epsilon {cell.threat.epsilon:.4g}" + (f"; {note}" if note else "")
     )
     click.echo(tables.summary(results, timings))

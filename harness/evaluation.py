@@ -81,7 +81,8 @@ class Evaluation:
             f"robust accuracy {self.robust:.1%} [{low:.1%}, {high:.1%}], clean {self.clean:.1%}, "
             f"n = {self.count}",
             f"{cell.target.model} behind {cell.target.label}, {cell.threat.norm} "
-            f"epsilon {cell.threat.epsilon:.4g}, {cell.draws} scoring draws",
+            f"epsilon {cell.threat.epsilon:.4g}, "
+            f"{self.records[0].resolved['draws']} scoring draws",
         ]
         if len(self.records) > 1:
             lines[0] += f", each image under the worst of {len(self.records)} attacks"

@@ -72,6 +72,14 @@ class Target:
         madry = self.defense == Spec("vanilla")
         return "madry" if madry else f"{self.defense} adversarial"
 
+    @property
+    def schooling(self) -> str:
+        """`weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
+        epochs = self.training.epochs
+        trained = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        said = "weights as given" if self.training.kind == "given" else trained
+        return said if self.precision == "auto" else f"{said} in {self.precision}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:

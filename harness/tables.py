@@ -106,8 +106,8 @@ def _row(item: Record | Failure) -> tuple[str, ...]:
     return (
         target.dataset,
         target.label,
-        str(target.model),
-        str(target.training.epochs),
+        str(target.model) + ("" if target.precision == "auto" else f", {target.precision}"),
+        UNKNOWN if target.training.kind == "given" else str(target.training.epochs),
         str(target.seed),
         count,
     )
@@ -193,17 +193,19 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
 
     header = ["defense", "attack", "n", "clean (ε = 0)", "robust", "95 % interval", "one draw"]
     header += ["vote", "seconds", "images/s", "flags"]
+    seeds = {result.cell.target.seed for result in results}
     body = []
     for result in results:
         cell = result.cell
+        name = cell.target.label + (f", seed {cell.target.seed}" if len(seeds) > 1 else "")
         if isinstance(result, Failure):
-            body.append([cell.target.label, str(cell.attack), *[UNKNOWN] * 8, result.kind])
+            body.append([name, str(cell.attack), *[UNKNOWN] * 8, result.kind])
             continue
         low, high = result.robust.interval
         timing = timings.get(result.key)
         body.append(
             [
-                cell.target.label,
+                name,
                 str(cell.attack),
                 str(result.count),
                 percent(result.clean.mean),

@@ -112,7 +112,7 @@ def report(found: Audit, records: Mapping[str, Record]) -> str:
     lines = [
         f"# Audit of {target.label}",
         "",
-        f"{target.model} on {target.dataset}, {target.training.epochs} epochs, seed {target.seed}; "
+        f"{target.model} on {target.dataset}, {target.schooling}, seed {target.seed}; "
         f"{threat.norm} epsilon {threat.epsilon:.4g}; {found.count} of {found.available} test images, "
         f"{found.draws} scoring draws; {duration(found.spent)} of {duration(found.budget)} spent.",
         "",

@@ -121,3 +121,4 @@ def test_a_precision_that_nobody_asked_for_leaves_no_mark(tmp_path: Path) -> Non
     assert workshop.resolved(half)["precision"] == "bfloat16"
     assert workshop.key(half) != workshop.key(target)
     assert cell_name(dataclasses.replace(cell, target=half)) != cell_name(cell)
+    assert (target.schooling, half.schooling) == ("1 epoch", "1 epoch in bfloat16")
