@@ -37,14 +37,14 @@ def row(number: Number, labels: list[str], column: str, results: Path) -> list[s
         link = f"../{results.as_posix()}/records/{number.records[0].key}.json"
         measured = f"[{percent(number.measured)}]({link})"
     after = percent(number.after.share) if number.after else "–"
-    says = found.state if number.measured is not None else f"{found.state}: {found.says}"
+    reason = "" if claim.value is None or number.measured else f": {found.says}"
     return [
         f"{' / '.join(labels)}: {column}",
         "–" if claim.value is None else f"{claim.value:g}",
         measured,
         after,
         scale(number),
-        says if found.state != "fell" else f"fell: {found.says.split(';')[0]}",
+        f"fell: {found.says.split(';')[0]}" if found.state == "fell" else found.state + reason,
     ]
 
 
