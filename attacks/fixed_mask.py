@@ -54,8 +54,8 @@ class _Held:
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
         return self._victim.labels(images, self._hold(draws))
 
-    def logits(self, images: Tensor, draws: Draws, *, rough: bool = False) -> Tensor:
-        return self._victim.logits(images, self._hold(draws), rough=rough)
+    def logits(self, images: Tensor, draws: Draws) -> Tensor:
+        return self._victim.logits(images, self._hold(draws))
 
     def gradient(
         self,

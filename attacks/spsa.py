@@ -119,7 +119,6 @@ class SPSA(Attack):
                 logits = victim.logits(
                     points.reshape(-1, *images.shape[1:]),
                     here[rows].at(draw=here.draw * self.eot + draw),
-                    rough=True,
                 )
                 value = against(self.loss, labels[some][rows])(logits).to(x)
                 ahead, behind = value.reshape(len(x), 2, -1).unbind(dim=1)

@@ -346,7 +346,6 @@ def main() -> None:
             races[f"SPSA, {kind} {case.model}"] = (
                 {
                     "native": native(spsa, model, case),
-                    HALF: native(spsa, model, case, "bfloat16"),
                     "torchattacks": torchattacks_spsa(model, spsa, case),
                 },
                 few,

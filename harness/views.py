@@ -82,11 +82,11 @@ class View:
 
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
         self._need("labels")
-        return self._forward(images, draws, self._defended).argmax(dim=1)
+        return self._forward(images, draws).argmax(dim=1)
 
-    def logits(self, images: Tensor, draws: Draws, *, rough: bool = False) -> Tensor:
+    def logits(self, images: Tensor, draws: Draws) -> Tensor:
         self._need("scores")
-        return self._forward(images, draws, self._searched if rough else self._defended)
+        return self._forward(images, draws)
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor:
         """The defense's transformation alone, without gradients: known to a white-box adversary."""
@@ -148,12 +148,12 @@ class View:
         counts.index_add_(0, at, torch.ones_like(at))
         self._on_pass(len(images))
 
-    def _forward(self, images: Tensor, draws: Draws, asked: Defended) -> Tensor:
+    def _forward(self, images: Tensor, draws: Draws) -> Tensor:
         at = self._positions(draws)
         self._spend(at, images)
         with torch.no_grad():
-            scores = asked.logits(images, draws)
-        self._watch(at, images, scores, asked.precision)
+            scores = self._defended.logits(images, draws)
+        self._watch(at, images, scores)
         return scores
 
     def _watch(
@@ -227,7 +227,7 @@ class _Module(nn.Module):
         draws = dataclasses.replace(self._draws, ids=self._ids(images)).at(step=self._calls)
         self._calls += 1
         if not (images.requires_grad and torch.is_grad_enabled()):
-            return view._forward(images, draws, view._defended)
+            return view._forward(images, draws)
         view._need("gradients")
         at = view._positions(draws)
         view._spend(at, images)
