@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .estimate import Estimate
-from .factored import Solution, solve
+from .factored import Solution
 from .implicit import attach
 from .inputs import Problems, in_chunks, restore
+from .solver import solve
 
 
 class Solver(Protocol):

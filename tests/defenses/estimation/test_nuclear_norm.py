@@ -11,8 +11,10 @@ from torch import Tensor
 
 from defenses.estimation import nuclear_norm, soft_impute
 from defenses.estimation.certificate import certified, relative_gap
-from defenses.estimation.factored import _begin, _step
+from defenses.estimation.conjugate import _blank, _step, descend
+from defenses.estimation.factored import begin
 from defenses.estimation.inputs import prepare
+from defenses.estimation.newton import polish
 
 
 def digits(count: int, side: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -193,17 +195,20 @@ def test_invariances(height: int, width: int, p: float, mu: float, seed: int) ->
     mask = draw(seed, observed, p)
     estimate = nuclear_norm(observed, mask, mu=mu, gap=1e-9)
     assert estimate.converged.all()
-    # Few observations can leave more than one optimum, so the values may differ, not what they cost.
-    transposed = nuclear_norm(observed.mT, mask.mT, mu=mu, gap=1e-9).value.mT
-    torch.testing.assert_close(
-        objective(transposed, observed, mask, mu), objective(estimate.value, observed, mask, mu)
-    )
     order = torch.tensor([2, 0, 1])
-    shuffled = nuclear_norm(observed[order], mask[order], mu=mu, gap=1e-9)
-    torch.testing.assert_close(shuffled.value, estimate.value[order], rtol=0, atol=1e-6)
-    assert shuffled.iterations.equal(estimate.iterations[order])
-    negative = nuclear_norm(-observed, mask, mu=mu, gap=1e-9).value
-    torch.testing.assert_close(negative, -estimate.value, rtol=0, atol=1e-6)
+    others = {
+        "transposed": nuclear_norm(observed.mT, mask.mT, mu=mu, gap=1e-9).value.mT,
+        "shuffled": nuclear_norm(observed[order], mask[order], mu=mu, gap=1e-9).value[
+            order.argsort()
+        ],
+        "negative": -nuclear_norm(-observed, mask, mu=mu, gap=1e-9).value,
+    }
+    for value in others.values():
+        # Few observations can leave more than one optimum. All have the same observed entries.
+        torch.testing.assert_close(value * mask, estimate.value * mask, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            objective(value, observed, mask, mu), objective(estimate.value, observed, mask, mu)
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -214,15 +219,50 @@ def test_invariances(height: int, width: int, p: float, mu: float, seed: int) ->
 )
 def test_no_step_increases_the_objective(p: float, shrinkage: float, seed: int) -> None:
     observed = torch.cat((noise(seed, 2, 16, 20), digits(20, 20)[seed % 18 :][:2, :16]))
-    problems = prepare(observed, draw(seed, observed, p))
-    thresholds = torch.full((4,), shrinkage, dtype=torch.float64)
-    state = _begin(*problems, thresholds, None)
+    problems = prepare(observed / shrinkage, draw(seed, observed, p))
+    place = begin(problems, None)
+    memory = _blank(place)
     for step in range(40):
-        after = _step(state, renew=step % 3 == 0)
-        assert (after.value <= state.value * (1 + 1e-12)).all()
-        state = after
-    fresh = problems.observed - problems.mask * (state.factors[:, :16] @ state.factors[:, 16:].mT)
-    torch.testing.assert_close(state.residual, fresh, rtol=0, atol=1e-9)
+        before = place.value
+        place, memory = _step(place, memory, renew=step % 3 == 0)
+        assert (place.value <= before * (1 + 1e-12)).all()
+    left, right = place.factors
+    fresh = problems.observed - problems.mask * (left.mT @ right)
+    torch.testing.assert_close(place.residual, fresh, rtol=0, atol=1e-9 / shrinkage)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    p=st.sampled_from([0.1, 0.5, 0.9]),
+    shrinkage=st.sampled_from([0.1, 0.5, 3.0]),
+    rough=st.sampled_from([0.5, 0.1, 1e-3]),
+    seed=st.integers(0, 10**6),
+)
+def test_newton_steps_go_down_from_anywhere(
+    p: float, shrinkage: float, rough: float, seed: int
+) -> None:
+    observed = torch.cat((noise(seed, 2, 16, 20), digits(20, 20)[seed % 18 :][:2, :16]))
+    problems = prepare(observed / shrinkage, draw(seed, observed, p))
+    value = descend(problems, gap=rough, max_iterations=100).value
+    worth = objective(value, *problems, mu=2)
+    for rounds in (0, 1, 2, 3, 6):
+        found = polish(problems, value, gap=1e-10, max_iterations=20 * rounds)
+        after = objective(found.value, *problems, mu=2)
+        assert (after <= worth * (1 + 1e-12)).all()
+        assert (found.gap[found.converged] == 1e-10).all()
+        worth = after
+
+
+def test_double_precision_is_right_where_single_is_not() -> None:
+    """A threshold so small that single precision cannot see what lies above it."""
+    observed = digits(3, 12)
+    mask = draw(5, observed, 0.7)
+    estimate = nuclear_norm(observed, mask, mu=2e-3, gap=1e-7, max_iterations=5000)
+    assert estimate.converged.all()
+    huge = nuclear_norm(observed * 1e60, mask, mu=1e60, gap=1e-7)
+    torch.testing.assert_close(
+        huge.value / 1e60, nuclear_norm(observed, mask, gap=1e-7).value, rtol=0, atol=1e-5
+    )
 
 
 def test_one_image_alone_is_the_same_as_in_any_batch_or_chunk() -> None:
