@@ -24,6 +24,7 @@ EXPLANATIONS: Mapping[str, str] = {
     "weak-adaptive": "an adaptive attack is weaker than the plain one on the same model",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
     "model-changed": "the attack changed weights, buffers or mode; they were put back",
+    "at-chance": "the model knows no more than chance without any attack: there is nothing to defend",
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
     "scaled-down": "fewer images, steps, draws or epochs than the published protocol",
 }
@@ -58,6 +59,7 @@ def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
         "silent-success": _silent,
         "noise-success": _noise,
         "not-converged": _trace,
+        "at-chance": _chance,
         "scaled-down": _scaled,
     }
     found = {name: reason for name, rule in rules.items() if (reason := rule(record))}
@@ -77,6 +79,16 @@ def _invalid(record: Record) -> str:
     named = ", ".join(map(str, record.invalid[:5]))
     more = ", ..." if len(record.invalid) > 5 else ""
     return f"{len(record.invalid)} images: ids {named}{more}"
+
+
+def _chance(record: Record) -> str:
+    low, high = record.clean.interval
+    chance = 1 / record.classes
+    if not record.count or low > chance:
+        return ""
+    return (
+        f"{record.clean.mean:.1%} [{low:.1%}, {high:.1%}] without an attack: chance is {chance:.1%}"
+    )
 
 
 def _gradients(record: Record) -> str:

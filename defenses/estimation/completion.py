@@ -9,7 +9,7 @@ from torch import Tensor
 from .estimate import Estimate
 from .factored import Solution
 from .implicit import attach
-from .inputs import Problems, in_chunks, restore
+from .inputs import Problems, restore
 from .solver import solve
 
 
@@ -29,18 +29,11 @@ def certified_solver(gap: float, max_iterations: int) -> Solver:
 def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) -> Solution:
     """`solver` on `chunk` images at a time; the value has exact gradients where they are asked."""
     with torch.no_grad():
-        parts = [
-            solver(Problems(observed, mask), thresholds)
-            for observed, mask, thresholds in zip(
-                in_chunks(problems.observed, chunk),
-                in_chunks(problems.mask, chunk),
-                in_chunks(shrinkage, chunk),
-                strict=True,
-            )
-        ]
-        found = parts[0]
-        if len(parts) > 1:
-            found = Solution(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        found = Solution.none_yet(problems.observed)
+        for first in range(0, len(shrinkage), chunk):
+            some = slice(first, first + chunk)
+            part = Problems(problems.observed[some], problems.mask[some])
+            found.put(some, solver(part, shrinkage[some]))
     if torch.is_grad_enabled() and (problems.observed.requires_grad or shrinkage.requires_grad):
         value = attach(problems.observed, shrinkage, problems.mask, found.value, chunk)
         found = found._replace(value=value)

@@ -42,10 +42,10 @@ class Solution(NamedTuple):
         rows = like.new_ones(len(like))
         return cls(torch.zeros_like(like), rows.long() * 0, rows, torch.zeros_like(rows).bool())
 
-    def put(self, rows: Tensor, found: "Solution") -> None:
-        """Write the solutions of the problems at `rows` (n,)."""
+    def put(self, rows: Tensor | slice, found: "Solution") -> None:
+        """Write the solutions of the problems at `rows`."""
         for whole, part in zip(self, found, strict=True):
-            whole[rows] = part.to(whole.dtype)
+            whole[rows] = part
 
 
 class Pair(NamedTuple):

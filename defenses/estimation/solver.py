@@ -29,7 +29,8 @@ def solve(
     guess = None if start is None else start / scale
     way = _from_single if problems.observed.dtype == torch.float64 else descend
     found = way(units, guess, gap=gap, max_iterations=max_iterations)
-    return found._replace(value=found.value * scale)
+    found.value.mul_(scale)
+    return found
 
 
 def _from_single(

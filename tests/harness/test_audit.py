@@ -168,6 +168,16 @@ def test_noise_explains_at_least_half_of_the_drop() -> None:
     assert not audit.flags(control)
 
 
+@pytest.mark.parametrize(
+    ("clean", "flagged"), [(0.1, True), (0.13, True), (0.2, False), (0.02, True)]
+)
+def test_a_model_that_never_learned_is_named(clean: float, flagged: bool) -> None:
+    """Ten classes, 200 images: chance is 10 %, 13 % is within its interval."""
+    found = audit.flags(noisy(clean, clean, 0.0))
+    assert ("at-chance" in found) is flagged
+    assert not flagged or "chance is 10.0%" in found["at-chance"]
+
+
 def test_fewer_than_published_is_said() -> None:
     cell = one(50).cell
     training = dataclasses.replace(cell.target.training, epochs=5, paper_epochs=200, limit=600)
