@@ -64,7 +64,7 @@ def images_done(folder: Path) -> int:
 
 
 def lines(store: Store) -> list[str]:
-    """What `harness status` prints.
+    """What `harness status` prints: a line a run, and a line a cell of the newest and of those not complete.
 
     Raises:
         HarnessError: no run was ever started on this folder. DamageError: a file is damaged.
@@ -77,7 +77,9 @@ def lines(store: Store) -> list[str]:
     found = []
     for each in known:
         states = [state(cell, store, alive) for cell in each.cells]
-        found += _lines(each, states, len({str(holding.owner) for holding in alive}))
+        told = _lines(each, states, len({str(holding.owner) for holding in alive}))
+        settled = each is not known[-1] and all(one.kind == "done" for one in states)
+        found += told[:1] if settled else told  # an older run that is complete: its line
     return found
 
 

@@ -214,8 +214,13 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
                 percent(result.robust.one_draw),
                 percent(result.robust.vote),
                 duration(timing.seconds) if timing else UNKNOWN,
-                f"{timing.images_per_second:.3g}" if timing else UNKNOWN,
+                _rate(timing.images_per_second) if timing else UNKNOWN,
                 " ".join(result.flags) or "none",
             ]
         )
     return tabulate(body, headers=header, tablefmt="github", disable_numparse=True)
+
+
+def _rate(value: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

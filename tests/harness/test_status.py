@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from harness.cli import main
 from harness.leases import Leases
+from harness.matrix import Matrix
 from harness.records import Failure, Record
 from harness.store import Store
 
@@ -50,6 +52,20 @@ def test_status_of_a_finished_stopped_and_running_matrix(folder: Path) -> None:
     told = harness("status", "--results", folder)
     assert "1 done, 0 running, 1 failed, 2 left" in told
     assert "nothing runs: the same command again goes on" in told
+
+
+def test_an_older_run_takes_one_line_once_it_is_complete(folder: Path) -> None:
+    stored = Store(folder)
+    (name,) = stored.names("matrices")
+    newer = stored.read_json("matrices", name, Matrix)
+    assert newer is not None
+    older = dataclasses.replace(newer, started="2001-01-01T00:00:00Z")
+    stored.write_json("matrices", "older", older)
+    told = harness("status", "--results", folder).splitlines()
+    assert len(told) == 1 + 1 + len(newer.cells)
+    assert "2001" in told[0] and "4 done" in told[0]
+    (folder / "records" / f"{newer.cells[0].key}.json").unlink()
+    assert len(harness("status", "--results", folder).splitlines()) == 2 * (1 + len(newer.cells))
 
 
 def test_status_where_nothing_was_started(tmp_path: Path) -> None:
