@@ -104,7 +104,7 @@ def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
                     record.count if record else "",
                     " ".join(number.flags),
                     number.reason,
-                    record.key if record else "",
+                    _keys(number),
                 )
             )
         if points:
@@ -173,6 +173,11 @@ def _measured(axes: Any, points: Sequence[Point], colour: str, marker: str) -> A
     return line
 
 
+def _keys(number: Number) -> str:
+    """Of the records behind a number, one a seed."""
+    return " ".join(record.key for record in number.records)
+
+
 def _rows(
     labels: Sequence[str], points: Sequence[Point], behind: Sequence[Claim], number: Number
 ) -> list[tuple[object, ...]]:
@@ -192,7 +197,7 @@ def _rows(
                 low,
                 high,
                 record.count if share and record else "",
-                record.key if share and record else "",
+                _keys(number) if share else "",
             )
         )
     return rows
