@@ -13,13 +13,13 @@ from .factored import (
     Place,
     Solution,
     begin,
-    certify,
     due,
     give_up,
     gradient,
     move,
     preconditioned,
     preconditioners,
+    settle,
     threshold,
 )
 from .inputs import Problems
@@ -63,17 +63,11 @@ def descend(
         exhausted = step >= max_iterations
         if step % _CHECK_EVERY and not exhausted:
             continue
-        tried = (
-            torch.arange(len(place.image), device=place.image.device)
-            if exhausted
-            else due(place, memory.slope, gap)
-        )
-        if not len(tried):
-            continue
-        stays = torch.ones_like(place.image, dtype=torch.bool)
-        stays[tried] = ~certify(place.at(tried), found, step, gap)
-        rows = stays.nonzero()[:, 0]
-        place, memory = place.at(rows), memory.at(rows)
+        slope = torch.zeros_like(memory.slope) if exhausted else memory.slope
+        tried = due(place, slope, gap)
+        if len(tried):
+            rows = settle(place, tried, found, step, gap)
+            place, memory = place.at(rows), memory.at(rows)
         if exhausted:
             give_up(place, found, step)
             break

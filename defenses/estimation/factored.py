@@ -164,14 +164,17 @@ def due(place: Place, slope: Tensor, gap: float) -> Tensor:
     return (slope <= _DUE * enough).nonzero()[:, 0]
 
 
-def certify(place: Place, found: Solution, step: int, gap: float) -> Tensor:
-    """Which images of `place` are proved to be within `gap`, (n,) bool; they enter `found`."""
-    passed = certified(*_evidence(place), gap)
-    proved = place.at(passed.nonzero()[:, 0])
+def settle(place: Place, tried: Tensor, found: Solution, step: int, gap: float) -> Tensor:
+    """Images at `tried` that are proved to be within `gap` enter `found`; the places of all others."""
+    candidates = place.at(tried)
+    passed = certified(*_evidence(candidates), gap)
+    proved = candidates.at(passed.nonzero()[:, 0])
     _record(proved, found, step)
     found.gap[proved.image] = gap
     found.converged[proved.image] = True
-    return passed
+    stays = torch.ones_like(place.image, dtype=torch.bool)
+    stays[tried] = ~passed
+    return stays.nonzero()[:, 0]
 
 
 def give_up(place: Place, found: Solution, step: int) -> None:

@@ -19,13 +19,13 @@ from .factored import (
     Solution,
     along,
     begin,
-    certify,
     due,
     give_up,
     gradient,
     move,
     preconditioned,
     preconditioners,
+    settle,
     threshold,
 )
 from .inputs import Problems
@@ -48,11 +48,9 @@ def polish(problems: Problems, start: Tensor, *, gap: float, max_iterations: int
         steepest = preconditioned(inverse, now.to(torch.float32)).to(torch.float64)
         slope = -now.dot(steepest)
         exhausted = (rounds + 1) * _INNER > max_iterations
-        tried = due(place, slope, torch.inf if exhausted else gap)
+        tried = due(place, torch.zeros_like(slope) if exhausted else slope, gap)
         if len(tried):
-            stays = torch.ones_like(place.image, dtype=torch.bool)
-            stays[tried] = ~certify(place.at(tried), found, rounds * _INNER, gap)
-            rows = stays.nonzero()[:, 0]
+            rows = settle(place, tried, found, rounds * _INNER, gap)
             place, now, inverse = place.at(rows), now.at(rows), inverse.at(rows)
             steepest, slope = steepest.at(rows), slope[rows]
         if exhausted:
