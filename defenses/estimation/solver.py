@@ -9,6 +9,7 @@ from .inputs import Problems
 from .newton import polish
 
 _ROUGH = 1e-3  # gap at which single precision hands over
+_SHARE = 8  # one part of the iterations allowed for getting near, one for Newton steps
 _SINGLE = 1e3  # ||A|| / lambda up to which it is sure to tell what lies above the threshold
 
 
@@ -39,7 +40,7 @@ def _from_single(
     """float64: near in float32, Newton steps from there; what that leaves, in float64 all the way."""
     found = Solution.none_yet(problems.observed)
     far = torch.ones_like(found.converged)
-    share = max_iterations // 4
+    share = max_iterations // _SHARE
     told = torch.linalg.vector_norm(problems.observed, dim=(1, 2)) <= _SINGLE
     if share and bool(told.any()):
         rows = told.nonzero()[:, 0]
@@ -58,14 +59,14 @@ def _from_single(
             found.put(rows, fine._replace(iterations=found.iterations[rows] + fine.iterations))
             far[rows] = False
     unproved = ~far & ~found.converged
-    for left, guess, spent in ((far, start, share), (unproved, found.value, 2 * share)):
+    for left, guess in ((far & ~told, start), (far & told, start), (unproved, found.value)):
         rows = left.nonzero()[:, 0]
         if len(rows):
             rest = descend(
                 _rows(problems, rows),
                 None if guess is None else guess[rows],
                 gap=gap,
-                max_iterations=max_iterations - spent,
+                max_iterations=max_iterations - int(found.iterations[rows].max()),
             )
             found.put(rows, rest._replace(iterations=found.iterations[rows] + rest.iterations))
     return found
