@@ -14,6 +14,9 @@ from harness.verdict import Audit
 
 UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"
+_WORST = "worst case"
+_COLUMNS = 6
+"""A table with more attacks than these takes a line for each."""
 
 
 def percent(share: float) -> str:
@@ -55,43 +58,47 @@ def load(store: Store) -> Loaded:
     )
 
 
-def grid(loaded: Loaded) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes): a row for each trained defense, a column for each attack."""
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Robust accuracies: a row for each trained defense, a column for each attack."""
+
+    rows: Mapping[tuple[str, ...], Mapping[str, str]]
+    """By what `_row` says of a row: its cells by their columns."""
+    clean: Mapping[tuple[str, ...], str]
+    notes: Sequence[str]
+    """What marks and failures mean."""
+
+
+def grid(loaded: Loaded) -> Grid:
+    """Every record and failure in its place."""
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
-    columns: list[str] = []
     worst = together.worst_column(loaded.records)
-    worst_columns: dict[str, dict[tuple[str, ...], str]] = {}
     for record in sorted(loaded.records, key=_order):
         row = _row(record)
-        column = _column(record)
-        if column not in columns:
-            columns.append(column)
         for flag in record.flags:
             marks.setdefault(flag, MARKS[len(marks) % len(MARKS)])
         mark = "".join(marks[flag] for flag in record.flags)
-        rows.setdefault(row, {})[column] = with_interval(record) + mark
+        rows.setdefault(row, {})[_column(record)] = with_interval(record) + mark
         clean[row] = percent(record.clean.mean)
-        if record.key in worst:
-            name = f"worst case at {record.cell.threat.norm} {record.cell.threat.epsilon:.4g}"
-            worst_columns.setdefault(name, {})[row] = worst[record.key]
+    reasons: dict[str, list[str]] = {}
     for failure in loaded.failures:
         row, column = _row(failure), _column(failure)
-        if column not in columns:
-            columns.append(column)
-        rows.setdefault(row, {}).setdefault(column, f"{failure.kind}: {failure.reason}")
-    for name, cells in worst_columns.items():
-        columns.append(name)
-        for row, text in cells.items():
-            rows[row][name] = text
-    header = ["dataset", "defense", "model", "epochs", "seed", "n", "clean", *columns]
-    body = [
-        [*row, clean.get(row, UNKNOWN), *(cells.get(column, UNKNOWN) for column in columns)]
-        for row, cells in rows.items()
-    ]
+        if rows.setdefault(row, {}).setdefault(column, failure.kind) == failure.kind:
+            reasons.setdefault(f"{failure.kind}: {failure.reason}", []).append(
+                f"{failure.cell.attack} on {failure.cell.target.label}, {row[0]}"
+            )
+    for record in loaded.records:  # last, to stand behind the attacks
+        if record.key in worst:
+            threat = record.cell.threat
+            column = f"{_WORST} at {threat.norm} {threat.epsilon:.4g}"
+            rows[_row(record)][column] = worst[record.key]
     notes = [f"{mark} {flag}: {audit.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
-    return header, body, notes
+    for reason, cells in reasons.items():
+        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+        notes.append(f"{reason} ({cells[0]}{more})")
+    return Grid(rows, clean, notes)
 
 
 def _order(record: Record) -> tuple[str, ...]:
@@ -118,18 +125,42 @@ def _column(item: Record | Failure) -> str:
 
 
 def markdown(loaded: Loaded) -> str:
-    """The grid as Markdown, flags explained below it."""
+    """A table a dataset, flags and failures explained below: a column for each attack, or a line for each
+    where they are many."""
+    found = grid(loaded)
+    if not found.rows:
+        return "No records here yet.\n"
+    blocks = []
+    for dataset in dict.fromkeys(row[0] for row in found.rows):
+        rows = {row: cells for row, cells in found.rows.items() if row[0] == dataset}
+        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        columns.sort(key=lambda column: column.startswith(_WORST))
+        header = ["dataset", "defense", "model", "epochs", "seed", "n", "clean"]
+        body = []
+        if sum(not column.startswith(_WORST) for column in columns) <= _COLUMNS:
+            header += columns
+            for row, cells in rows.items():
+                values = (cells.get(column, UNKNOWN) for column in columns)
+                body.append([*row, found.clean.get(row, UNKNOWN), *values])
+        else:
+            header += ["attack", "robust"]
+            for row, cells in rows.items():
+                start = [*row, found.clean.get(row, UNKNOWN)]
+                for column in columns:
+                    if column in cells:
+                        body.append([*start, column, cells[column]])
+        blocks += [_github(header, body), ""]
+    caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
+    if any(column.startswith(_WORST) for cells in found.rows.values() for column in cells):
+        caption += " Worst case: each image under the worst of its row's attacks."
+    return "\n".join([*blocks, caption, *(f"  {note}" for note in found.notes)]) + "\n"
+
+
+def _github(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
-    header, body, notes = grid(loaded)
-    if not body:
-        return "No records here yet.\n"
     cells = [[escape_markdown(cell) for cell in row] for row in body]
-    table = tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
-    caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
-    if any(column.startswith("worst case at") for column in header):
-        caption += " Worst case: each image under the worst of its row's attacks."
-    return "\n".join([table, "", caption, *(f"  {note}" for note in notes)]) + "\n"
+    return tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
 
 
 def csv(loaded: Loaded) -> str:
