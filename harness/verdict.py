@@ -78,9 +78,14 @@ def conclude(
     seeing = [record for record in inside if record.access != "none"]
     if not seeing:
         return "untested", "No attack that looks at the model was finished."
+    first = inside[0]
+    if first.clean.interval[0] <= 1 / first.classes:
+        return "untested", (
+            f"The model is right on {first.clean.mean:.1%} of the unattacked images, where chance is "
+            f"{1 / first.classes:.1%}: there is nothing to attack."
+        )
     worst = worst_case(inside)
     low, high = worst.interval
-    first = inside[0]
     numbers = (
         f"of {first.clean.mean:.1%} right without an attack, {worst.mean:.1%} "
         f"[{low:.1%}, {high:.1%}] stand when each image meets the worst of {len(inside)} attacks "
