@@ -65,7 +65,7 @@ PRECISION = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
-    help="Of the classifier in training and search; judged in float32. auto: bfloat16 on a GPU.",
+    help="Of the classifier in training and for gradients; judged in float32. auto: bfloat16 on a GPU.",
 )
 
 

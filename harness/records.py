@@ -61,8 +61,8 @@ class Target:
     training: TrainingPlan
     seed: int = 0
     precision: Precision = "auto"
-    """Of the classifier in training and in the search for adversarial images, never where they are
-    judged. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    """Of the classifier in training and for an attack's gradients, never for scores or where images
+    are judged. `auto`: bfloat16 on a GPU, float32 elsewhere."""
 
     @property
     def label(self) -> str:
