@@ -84,7 +84,7 @@ def evaluate(
         draws: scoring draws of the defense's randomness.
         scale: share of the adaptive suite's published budget, in (0, 1].
         steps, eot: in place of the attack's own.
-        precision: what the model computes in while it is attacked: `auto` is bfloat16 on a GPU, float32
+        precision: what gradients of the model are computed in: `auto` is bfloat16 on a GPU, float32
             elsewhere. It is judged in float32.
         check: refuse a model that does clearly better with another normalisation.
         results: a folder in which records, attacked images and progress are kept, as by `harness run`.
