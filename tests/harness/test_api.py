@@ -186,7 +186,7 @@ def test_what_cannot_be_done_is_said(model: nn.Module, some: tuple[Tensor, Tenso
 def test_load_defended_is_what_the_command_line_trains(
     some: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    words: dict[str, Any] = {"epochs": 10, "limit": 150, "results": tmp_path, "quiet": True}
+    words: dict[str, Any] = {"epochs": 6, "limit": 600, "results": tmp_path, "quiet": True}
     defended = load_defended("menet-usvt", **words)
     result = measure(defended, some, attack="bpda(steps=3)", draws=3)
     assert len(result.records[0].robust_outcomes) == 3
