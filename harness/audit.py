@@ -14,7 +14,7 @@ from typing import Any
 from harness import keys
 from harness.paired import Comparison, comparable, compare, right_counts
 from harness.records import Record
-from harness.statistics import mcnemar
+from harness.statistics import in_percent, mcnemar
 
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",
@@ -81,14 +81,16 @@ def _invalid(record: Record) -> str:
     return f"{len(record.invalid)} images: ids {named}{more}"
 
 
+def at_chance(record: Record) -> bool:
+    """Whether the model may be guessing on the unattacked images."""
+    return record.count > 0 and record.clean.interval[0] <= 1 / record.classes
+
+
 def _chance(record: Record) -> str:
-    low, high = record.clean.interval
-    chance = 1 / record.classes
-    if not record.count or low > chance:
+    if not at_chance(record):
         return ""
-    return (
-        f"{record.clean.mean:.1%} [{low:.1%}, {high:.1%}] without an attack: chance is {chance:.1%}"
-    )
+    clean = in_percent(record.clean.mean, record.clean.interval)
+    return f"{clean} % without an attack: chance is {1 / record.classes:.1%}"
 
 
 def _gradients(record: Record) -> str:

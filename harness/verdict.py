@@ -79,7 +79,7 @@ def conclude(
     if not seeing:
         return "untested", "No attack that looks at the model was finished."
     first = inside[0]
-    if first.clean.interval[0] <= 1 / first.classes:
+    if audit.at_chance(first):
         return "untested", (
             f"The model is right on {first.clean.mean:.1%} of the unattacked images, where chance is "
             f"{1 / first.classes:.1%}: there is nothing to attack."
