@@ -39,8 +39,13 @@ class Solution(NamedTuple):
     @classmethod
     def none_yet(cls, like: Tensor) -> "Solution":
         """Of problems like (N, H, W), before any is solved."""
-        rows = like.new_ones(len(like))
-        return cls(torch.zeros_like(like), rows.long() * 0, rows, torch.zeros_like(rows).bool())
+        count = len(like)
+        return cls(
+            torch.zeros_like(like),
+            like.new_zeros(count, dtype=torch.long),
+            like.new_ones(count),
+            like.new_zeros(count, dtype=torch.bool),
+        )
 
     def put(self, rows: Tensor | slice, found: "Solution") -> None:
         """Write the solutions of the problems at `rows`."""

@@ -86,15 +86,9 @@ def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
     """The inner loop of Algorithm 1 of Mazumder et al., from zero unless there is a guess."""
 
     def solver(problems: Problems, shrinkage: Tensor, start: Tensor | None = None) -> Solution:
-        count = len(shrinkage)
-        found = Solution(
-            torch.zeros_like(problems.observed),
-            torch.full_like(shrinkage, max_iterations, dtype=torch.long),
-            torch.ones_like(shrinkage),
-            torch.zeros_like(shrinkage, dtype=torch.bool),
-        )
+        found = Solution.none_yet(problems.observed)
         nuclear = torch.zeros_like(shrinkage)
-        rows = torch.arange(count, device=shrinkage.device)
+        rows = torch.arange(len(shrinkage), device=shrinkage.device)
         observed, hidden, threshold = problems.observed, 1 - problems.mask, shrinkage
         unknown = torch.zeros_like(observed) if start is None else hidden * start  # (1 - M) X
         for step in range(1, max_iterations + 1):
