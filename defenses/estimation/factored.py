@@ -5,10 +5,10 @@
     f(U, V) = 1/2 ||M (A - U V^T)||^2 + 1/2 (||U||^2 + ||V||^2)
 
 has the same least value once U and V have as many columns as the solution has singular values, and
-its descent needs products only. This file has what the two ways down share (`conjugate.py` from
-afar, `newton.py` near the optimum): where an image stands, the exact minimum along a direction, the
-proximal step, and the proof. f is not convex, and need not be: an image leaves when its duality gap
-is certified, whatever the way there (`certificate.py`).
+its descent needs products only. This file has what a descent (`conjugate.py`) needs: where an image
+stands, the exact minimum along a direction, the proximal step, and the proof. f is not convex, and
+need not be: an image leaves when its duality gap is certified, whatever the way there
+(`certificate.py`). `lanes.cpp` does the same for small matrices on a CPU.
 
 A threshold lambda other than 1 is a matter of scale: A / lambda has the solution X / lambda.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .certificate import certified, dot, relative_gap
 from .inputs import Problems
+from .spectral import eigh
 
 _COLUMNS = 16  # before the first thresholding, which finds out how many are needed
 _ALIGNED = 4  # small products are up to twice slower on other numbers of columns
@@ -75,9 +76,6 @@ class Pair(NamedTuple):
     def dot(self, other: "Pair") -> Tensor:
         return dot(self.left, other.left) + dot(self.right, other.right)
 
-    def to(self, dtype: torch.dtype) -> "Pair":
-        return Pair(self.left.to(dtype), self.right.to(dtype))
-
 
 class Place(NamedTuple):
     """Where the images still at work stand."""
@@ -100,7 +98,7 @@ def begin(problems: Problems, start: Tensor | None) -> Place:
     """Every image of the batch, at a fixed sketch or at a proximal step from `start` (N, H, W)."""
     observed, mask = problems
     if start is None:
-        factors = _sketched(observed, mask, min(_COLUMNS, observed.shape[1]))
+        factors = _sketched(observed, mask)
     else:
         factors = _shrunk(torch.addcmul(start, mask, observed - start))
     return stand(torch.arange(len(observed), device=observed.device), observed, mask, factors)
@@ -213,7 +211,7 @@ def _shrunk(point: Tensor) -> Pair:
     Images of lower rank than others get columns of zeros, which stay zero.
     """
     height = point.shape[1]
-    squares, basis = torch.linalg.eigh(point @ point.mT)
+    squares, basis = eigh(point @ point.mT)
     singular = squares.clamp_min(0).sqrt()
     kept = (singular - 1).clamp_min(0)
     needed = max(1, int((kept > 0).sum(1).max()))
@@ -227,11 +225,10 @@ def _shrunk(point: Tensor) -> Pair:
     )
 
 
-def _sketched(observed: Tensor, mask: Tensor, columns: int) -> Pair:
+def _sketched(observed: Tensor, mask: Tensor) -> Pair:
     """Two rounds of alternating least squares from a fixed sketch, as if p * A were observed."""
-    count, _, width = observed.shape
     weight = mask.mean((1, 2))[:, None, None].sqrt()
-    right = _sketch(observed, columns).expand(count, columns, width)
+    right = sketch(observed).expand(len(observed), -1, -1)
     for _ in range(2):
         left = _minus_inverse(weight * right).neg_() @ (right @ observed.mT)
         right = _minus_inverse(weight * left).neg_() @ (left @ observed)
@@ -241,11 +238,12 @@ def _sketched(observed: Tensor, mask: Tensor, columns: int) -> Pair:
     return Pair(left / balance, right * balance)
 
 
-def _sketch(like: Tensor, columns: int) -> Tensor:
-    """A fixed random (columns, W) start, the same for every image, batch and device."""
+def sketch(like: Tensor) -> Tensor:
+    """A fixed random (k, W) start for (N, H, W), the same for every image, batch and device."""
+    height, width = like.shape[1:]
     generator = torch.Generator().manual_seed(0)
-    sketch = torch.randn(like.shape[-1], columns, generator=generator, dtype=torch.float64)
-    start: Tensor = (sketch.mT / like.shape[-1] ** 0.5).to(like)
+    numbers = torch.randn(width, min(_COLUMNS, height), generator=generator, dtype=torch.float64)
+    start: Tensor = (numbers.mT / width**0.5).to(like)
     return start
 
 

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from .conjugate import descend
-from .factored import Solution
+from . import conjugate, native
+from .factored import Solution, sketch
 from .inputs import Problems
-from .newton import polish
 
 _ROUGH = 1e-3  # gap at which single precision hands over
-_SHARE = 8  # one part of the iterations allowed for getting near, one for Newton steps
+_SHARE = 8  # single precision may take one part of so many of the iterations allowed
 _SINGLE = 1e3  # ||A|| / lambda up to which it is sure to tell what lies above the threshold
 
 
@@ -37,40 +36,43 @@ def solve(
 def _from_single(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """float64: near in float32, Newton steps from there; what that leaves, in float64 all the way."""
-    found = Solution.none_yet(problems.observed)
-    far = torch.ones_like(found.converged)
+    """float64: near in float32 where that can tell, and on from there."""
+    observed, mask = problems
+    guess = torch.zeros_like(observed) if start is None else start.clone()
+    found = Solution.none_yet(observed)
     share = max_iterations // _SHARE
-    told = torch.linalg.vector_norm(problems.observed, dim=(1, 2)) <= _SINGLE
-    if share and bool(told.any()):
-        rows = told.nonzero()[:, 0]
+    told = torch.linalg.vector_norm(observed, dim=(1, 2)) <= _SINGLE
+    warm = torch.full_like(told, start is not None)
+    rows = told.nonzero()[:, 0] if share else told.new_zeros(0, dtype=torch.long)
+    if len(rows):
         rough = descend(
-            _rows(problems, rows, torch.float32),
+            Problems(observed[rows].float(), mask[rows].float()),
             None if start is None else start[rows].float(),
             gap=max(gap, _ROUGH) / 2,
             max_iterations=share,
         )
-        near = rough.converged.nonzero()[:, 0]
-        found.iterations[rows] = rough.iterations
-        rows = rows[near]
-        if len(rows):
-            reached = rough.value[near].double()
-            fine = polish(_rows(problems, rows), reached, gap=gap, max_iterations=share)
-            found.put(rows, fine._replace(iterations=found.iterations[rows] + fine.iterations))
-            far[rows] = False
-    unproved = ~far & ~found.converged
-    for left, guess in ((far & ~told, start), (far & told, start), (unproved, found.value)):
-        rows = left.nonzero()[:, 0]
+        guess[rows], found.iterations[rows] = rough.value.double(), rough.iterations
+        warm[rows] = True
+    for guessed in (True, False):
+        rows = (warm == guessed).nonzero()[:, 0]
         if len(rows):
             rest = descend(
-                _rows(problems, rows),
-                None if guess is None else guess[rows],
+                Problems(observed[rows], mask[rows]),
+                guess[rows] if guessed else None,
                 gap=gap,
-                max_iterations=max_iterations - int(found.iterations[rows].max()),
+                max_iterations=max_iterations - share,
             )
             found.put(rows, rest._replace(iterations=found.iterations[rows] + rest.iterations))
     return found
 
 
-def _rows(problems: Problems, rows: Tensor, dtype: torch.dtype = torch.float64) -> Problems:
-    return Problems(problems.observed[rows].to(dtype), problems.mask[rows].to(dtype))
+def descend(
+    problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
+) -> Solution:
+    """At threshold 1, in the precision of the problems, in lanes where they serve."""
+    if native.serves(problems.observed):
+        first = sketch(problems.observed)
+        found = native.descend(*problems, start, first, gap=gap, max_iterations=max_iterations)
+        if found is not None:
+            return Solution(*found)
+    return conjugate.descend(problems, start, gap=gap, max_iterations=max_iterations)

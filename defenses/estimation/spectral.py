@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import native
+
 
 class Spectrum(NamedTuple):
     """Z = left diag(singular) right, ascending.
@@ -18,10 +20,18 @@ class Spectrum(NamedTuple):
     right: Tensor
 
 
+def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (N, H), ascending, and eigenvectors (N, H, H), as columns; without gradients."""
+    found = native.eigh(symmetric) if native.serves(symmetric) else None
+    if found is None:
+        found = tuple(torch.linalg.eigh(symmetric))
+    return found
+
+
 def decompose(matrix: Tensor) -> Spectrum:
     """The spectrum of (N, H, W), H <= W, in float64: squaring then costs half of 16 digits."""
     exact = matrix.double()
-    squares, left = torch.linalg.eigh(exact @ exact.mT)
+    squares, left = eigh(exact @ exact.mT)
     singular = squares.clamp_min(0).sqrt()
     told = singular > 1e-7 * singular[:, -1:]
     scale = torch.where(told, 1 / singular.clamp_min(torch.finfo(torch.float64).tiny), 0)
@@ -34,7 +44,7 @@ def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     Cai, Candes and Shen (2010), Theorem 2.1. A singular value below the threshold only has to be
     known to be below it, so squaring costs no accuracy.
     """
-    squares, left = torch.linalg.eigh(matrix @ matrix.mT)
+    squares, left = eigh(matrix @ matrix.mT)
     singular = squares.clamp_min(0).sqrt()
     kept = (singular - threshold[:, None]).clamp_min(0)
     scale = kept / singular.clamp_min(torch.finfo(matrix.dtype).tiny)
@@ -43,8 +53,10 @@ def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 def largest(matrix: Tensor) -> Tensor:
     """Largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
-    top: Tensor = torch.linalg.eigvalsh(matrix @ matrix.mT)[:, -1]
-    return top.clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
+    square = matrix @ matrix.mT
+    alone = not (torch.is_grad_enabled() and square.requires_grad)
+    squares: Tensor = eigh(square)[0] if alone else torch.linalg.eigvalsh(square)
+    return squares[:, -1].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
 
 
 class Derivative(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .estimate import Estimate
 from .inputs import chunk_of, in_chunks, prepare, restore
-from .spectral import cut_derivative, decompose
+from .spectral import cut_derivative, decompose, eigh
 
 Rule = Literal["fixed", "threshold"]
 
@@ -65,7 +65,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, bound: Tensor, rank: int) -> Tensor:
-        squares, left = torch.linalg.eigh(matrix @ matrix.mT)
+        squares, left = eigh(matrix @ matrix.mT)
         last = squares.shape[1] - rank
         low = squares[:, :last] < bound.square()[:, None]
         ctx.save_for_backward(matrix, low)

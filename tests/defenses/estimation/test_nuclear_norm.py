@@ -11,10 +11,9 @@ from torch import Tensor
 
 from defenses.estimation import nuclear_norm, soft_impute
 from defenses.estimation.certificate import certified, relative_gap
-from defenses.estimation.conjugate import _blank, _step, descend
+from defenses.estimation.conjugate import _blank, _step
 from defenses.estimation.factored import begin
 from defenses.estimation.inputs import prepare
-from defenses.estimation.newton import polish
 
 
 def digits(count: int, side: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -229,28 +228,6 @@ def test_no_step_increases_the_objective(p: float, shrinkage: float, seed: int) 
     left, right = place.factors
     fresh = problems.observed - problems.mask * (left.mT @ right)
     torch.testing.assert_close(place.residual, fresh, rtol=0, atol=1e-9 / shrinkage)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    p=st.sampled_from([0.1, 0.5, 0.9]),
-    shrinkage=st.sampled_from([0.1, 0.5, 3.0]),
-    rough=st.sampled_from([0.5, 0.1, 1e-3]),
-    seed=st.integers(0, 10**6),
-)
-def test_newton_steps_go_down_from_anywhere(
-    p: float, shrinkage: float, rough: float, seed: int
-) -> None:
-    observed = torch.cat((noise(seed, 2, 16, 20), digits(20, 20)[seed % 18 :][:2, :16]))
-    problems = prepare(observed / shrinkage, draw(seed, observed, p))
-    value = descend(problems, gap=rough, max_iterations=100).value
-    worth = objective(value, *problems, mu=2)
-    for rounds in (0, 1, 2, 3, 6):
-        found = polish(problems, value, gap=1e-10, max_iterations=20 * rounds)
-        after = objective(found.value, *problems, mu=2)
-        assert (after <= worth * (1 + 1e-12)).all()
-        assert (found.gap[found.converged] == 1e-10).all()
-        worth = after
 
 
 def test_double_precision_is_right_where_single_is_not() -> None:

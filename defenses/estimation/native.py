@@ -1,0 +1,169 @@
+"""Builds `lanes.cpp` with the machine's C++ compiler and calls it.
+
+Once a machine and version, into the user's cache, in a few seconds. Where there is no compiler, one
+that knows no vectors, or `HARNESS_NATIVE=0`, the torch code does the same, several times slower.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("lanes.cpp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-shared", "-fPIC"),
+)
+_LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
+_LARGEST = 64  # short side up to which lanes beat the library's products
+
+
+def serves(matrix: Tensor) -> bool:
+    """Whether problems of (N, H, W), H <= W, are for this file."""
+    return (
+        matrix.device.type == "cpu"
+        and 0 < matrix.shape[-2] <= _LARGEST
+        and len(matrix) > 0
+        and library() is not None
+    )
+
+
+def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor] | None:
+    """As `torch.linalg.eigh` on (N, H, H); None in the unheard-of case that it does not converge."""
+    matrices = symmetric.contiguous()
+    count, side, _ = matrices.shape
+    values, vectors = matrices.new_empty(count, side), torch.empty_like(matrices)
+
+    def part(first: int, some: int) -> int:
+        return _function("eigh", matrices)(
+            ctypes.c_int64(some),
+            ctypes.c_int(side),
+            *(_at(whole, first) for whole in (matrices, values, vectors)),
+        )
+
+    return None if _in_threads(part, count) else (values, vectors)
+
+
+def descend(
+    observed: Tensor,
+    mask: Tensor,
+    start: Tensor | None,
+    sketch: Tensor,
+    *,
+    gap: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """As `conjugate.descend`, from `sketch` (k, W): value, iterations, gap, converged, or None."""
+    given = [observed.contiguous(), mask.contiguous()]
+    guess = None if start is None else start.contiguous()
+    sketch = sketch.contiguous()
+    count, height, width = observed.shape
+    value = torch.empty_like(given[0])
+    iterations = torch.empty(count, dtype=torch.int64)
+    gaps = value.new_empty(count)
+    converged = torch.empty(count, dtype=torch.bool)
+
+    def part(first: int, some: int) -> int:
+        return _function("descend", value)(
+            ctypes.c_int64(some),
+            ctypes.c_int(height),
+            ctypes.c_int(width),
+            *(_at(whole, first) for whole in given),
+            None if guess is None else _at(guess, first),
+            _at(sketch, 0),
+            ctypes.c_int(len(sketch)),
+            ctypes.c_double(gap),
+            ctypes.c_int64(max_iterations),
+            *(_at(whole, first) for whole in (value, iterations, gaps, converged)),
+        )
+
+    return None if _in_threads(part, count) else (value, iterations, gaps, converged)
+
+
+def _at(tensor: Tensor, first: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor[first:].data_ptr())
+
+
+def _function(name: str, like: Tensor) -> Callable[..., int]:
+    function = getattr(library(), f"{name}_{str(like.dtype).removeprefix('torch.')}")
+    function.restype = ctypes.c_int64
+    called: Callable[..., int] = function
+    return called
+
+
+def _in_threads(part: Callable[[int, int], int], count: int) -> int:
+    """The sum of `part(first, some)` over shares of `count`, a thread each; C code holds no lock."""
+    share = -(-count // torch.get_num_threads())
+    share = -(-share // 16) * 16  # whole groups of lanes
+    starts = range(0, count, share)
+    if len(starts) < 2:
+        return part(0, count)
+    with ThreadPoolExecutor(len(starts)) as pool:
+        return sum(pool.map(lambda first: part(first, min(share, count - first)), starts))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    if os.environ.get("HARNESS_NATIVE") == "0":
+        return None
+    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
+    flags = [*_FLAGS, *([level] if level else [])]
+    compiler = _compiler()
+    if compiler is None:
+        _slow("no C++ compiler was found (CXX, c++, g++, clang++)")
+        return None
+    named = "\0".join([_SOURCE.read_text(encoding="utf-8"), *compiler, *flags, platform.platform()])
+    name = f"lanes-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = folder / "robustness-harness"
+        folder.mkdir(parents=True, exist_ok=True)
+        built = folder / name
+        if not built.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                made = Path(work) / name
+                _run([*compiler, *flags, str(_SOURCE), "-o", str(made)])
+                made.replace(built)
+        return ctypes.CDLL(str(built))
+    except (OSError, RuntimeError) as error:
+        _slow(str(error))
+        return None
+
+
+def _compiler() -> list[str] | None:
+    named = os.environ.get("CXX")
+    if named:
+        return shlex.split(named)
+    for name in ("c++", "g++", "clang++"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    return None
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        line = next(iter(done.stderr.strip().splitlines()), "no message")
+        raise RuntimeError(f"{command[0]} failed on lanes.cpp: {line}")
+
+
+def _slow(why: str) -> None:
+    warnings.warn(
+        f"matrix estimation takes its slower path, through torch: {why}. HARNESS_NATIVE=0 asks for "
+        "that path and is silent.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
