@@ -74,39 +74,59 @@ struct Solver {
         }
     }
 
-    // Calls `work(i, j, P, Q)` on the blocks that cover m x n.
-    template <class Work>
+    // `= {}` would call memset, which keeps them out of registers.
+    template <int P, int Q>
+    static inline void clear(V (&sums)[P][Q]) {
+        for (int i = 0; i < P; i++)
+            for (int j = 0; j < Q; j++) sums[i][j] = V{};
+    }
+
+    template <int N>
+    using Count = std::integral_constant<int, N>;
+
+    // Calls `work(i, j, P, Q)` on the blocks of P x Q that cover m x n.
+    template <int Q, class Work>
     static inline void cover(int m, int n, Work work) {
         int i = 0;
-        for (; i + ROWS <= m; i += ROWS) {
-            int j = 0;
-            for (; j + COLUMNS <= n; j += COLUMNS)
-                work(i, j, std::integral_constant<int, ROWS>(), std::integral_constant<int, COLUMNS>());
-            for (; j < n; j++)
-                work(i, j, std::integral_constant<int, ROWS>(), std::integral_constant<int, 1>());
+        for (; i + ROWS <= m; i += ROWS) across<ROWS, Q>(i, n, work);
+        remaining<ROWS - 1, Q>(i, m, n, work);
+    }
+
+    template <int P, int Q, class Work>
+    static inline void remaining(int i, int m, int n, Work work) {
+        if constexpr (P > 0) {
+            if (m - i == P)
+                across<P, Q>(i, n, work);
+            else
+                remaining<P - 1, Q>(i, m, n, work);
         }
-        for (; i < m; i++)
-            for (int j = 0; j < n; j++)
-                work(i, j, std::integral_constant<int, 1>(), std::integral_constant<int, 1>());
+    }
+
+    template <int P, int Q, class Work>
+    static inline void across(int i, int n, Work work) {
+        int j = 0;
+        for (; j + Q <= n; j += Q) work(i, j, Count<P>(), Count<Q>());
+        for (; j < n; j++) work(i, j, Count<P>(), Count<1>());
     }
 
     // put(i, j, sum over k of x[i, k] y[j, k]) for all i < m, j < n.
     template <class Put>
     static inline void product(int m, int n, int depth, const V *x, int xi, int xk, const V *y, int yj,
                                int yk, Put put) {
-        cover(m, n, [&](int i, int j, auto p, auto q) {
-            V sums[p()][q()] = {};
+        cover<COLUMNS>(m, n, [&](int i, int j, auto p, auto q) {
+            V sums[p()][q()];
+            clear(sums);
             block<p(), q()>(sums, depth, x + i * xi, xi, xk, y + j * yj, yj, yk);
             for (int a = 0; a < p(); a++)
                 for (int b = 0; b < q(); b++) put(i + a, j + b, sums[a][b]);
         });
     }
 
-    // out (m x m) = x x^T for x of m rows, entries `step` apart in a row of `row`.
-    static void gram(int m, int depth, const V *x, int row, V *out) {
+    // out (m x m) = the products of x's m rows, `row` vectors apart, entries `entry` apart.
+    static void gram(int m, int depth, const V *x, int row, int entry, V *out) {
         for (int i = 0; i < m; i += 4) {
             const int rows = std::min(4, m - i);
-            product(rows, std::min(m, i + 4), depth, x + i * row, row, 1, x, row, 1,
+            product(rows, std::min(m, i + 4), depth, x + i * row, row, entry, x, row, entry,
                     [&](int a, int b, V sum) { out[(i + a) * m + b] = out[b * m + i + a] = sum; });
         }
     }
@@ -118,6 +138,38 @@ struct Solver {
             for (int i = 0; i < 4; i++) sums[i] += x[k + i] * y[k + i];
         for (; k < count; k++) sums[k % 4] += x[k] * y[k];  // where it is in a longer sum too
         return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+
+    // <x, y> of factors of `rows` rows and k columns; more columns of zeros change no bit.
+    static V dot(int rows, int k, const V *x, const V *y) {
+        V even = V{}, odd = V{};
+        for (int i = 0; i < rows; i++, x += k, y += k) {
+            int c = 0;
+            for (; c + 2 <= k; c += 2) even += x[c] * y[c], odd += x[c + 1] * y[c + 1];
+            if (c < k) even += x[c] * y[c];
+        }
+        return even + odd;
+    }
+
+    struct Slopes {
+        V now, before, along;
+    };
+
+    // <steep, gradient>, <steep, old>, <gradient, last>, as `dot`.
+    static Slopes slopes(int rows, int k, const V *steep, const V *gradient, const V *old,
+                         const V *last) {
+        Slopes even = {}, odd = {};
+        auto add = [&](Slopes &to, int at) {
+            to.now += steep[at] * gradient[at];
+            to.before += steep[at] * old[at];
+            to.along += gradient[at] * last[at];
+        };
+        for (int i = 0; i < rows; i++) {
+            int c = 0;
+            for (; c + 2 <= k; c += 2) add(even, i * k + c), add(odd, i * k + c + 1);
+            if (c < k) add(even, i * k + c);
+        }
+        return {even.now + odd.now, even.before + odd.before, even.along + odd.along};
     }
 
     // ---- Cholesky ---------------------------------------------------------------------------------
@@ -144,9 +196,9 @@ struct Solver {
         return sound;
     }
 
-    // out = (weight x x^T + 1)^-1 for x of m rows.
-    static void inverse(int m, int depth, const V *x, V weight, V *scratch, V *out) {
-        gram(m, depth, x, depth, scratch);
+    // out = (weight x^T x + 1)^-1 for a factor x of m columns.
+    static void inverse(int m, int rows, const V *x, V weight, V *scratch, V *out) {
+        gram(m, rows, x, 1, m, scratch);
         for (int i = 0; i < m; i++)
             for (int j = 0; j < m; j++) scratch[i * m + j] *= weight;
         for (int i = 0; i < m; i++) scratch[i * m + i] += 1;
@@ -378,13 +430,13 @@ struct Solver {
     const T gap;
     const int64_t limit;
     Arena arena;
-    // Factors and directions one behind the other, so that U E^T + D V^T is one product: k rows of U
-    // then k of D, and k of E then k of V, each row a column of the factor.
-    V *left, *right;
+    V *left, *right;            // U (H x k) and V (W x k)
+    V *step_left, *step_right;  // the direction (D, E)
     V *old_left, *old_right, *new_left, *new_right;    // gradients
     V *steep_left, *steep_right, *by_left, *by_right;  // preconditioned; preconditioners
-    V *observed, *mask, *residual, *point, *symmetric, *basis, *values, *scratch;
-    V *done_left, *done_right;  // factors of the lanes that are proved
+    V *observed;  // NaN where unknown: a mask of its own would be one array more to read
+    V *residual, *point, *symmetric, *basis, *values, *scratch;
+    V *done_left, *done_right;  // factors of the lanes that are done, in rows of H
     int *indices;
     int k = 0;  // columns of the factors
     V value;    // f
@@ -392,16 +444,16 @@ struct Solver {
     Solver(int height, int width, const T *sketch, int columns, T gap, int64_t limit)
         : height(height), width(width), area(height * width), sketched(columns), sketch(sketch),
           gap(gap), limit(limit),
-          arena(12 * int64_t(height) * height + 10 * int64_t(area) + 8 * height) {
+          arena(12 * int64_t(height) * height + 9 * int64_t(area) + 8 * height) {
         const int64_t tall = height * height, wide = area;
-        left = arena.take(2 * tall), right = arena.take(2 * wide);
+        left = arena.take(tall), right = arena.take(wide);
+        step_left = arena.take(tall), step_right = arena.take(wide);
         old_left = arena.take(tall), old_right = arena.take(wide);
         new_left = arena.take(tall), new_right = arena.take(wide);
         steep_left = arena.take(tall), steep_right = arena.take(wide);
         done_left = arena.take(tall), done_right = arena.take(wide);
         by_left = arena.take(tall), by_right = arena.take(tall);
-        observed = arena.take(area), mask = arena.take(area);
-        residual = arena.take(area), point = arena.take(area);
+        observed = arena.take(area), residual = arena.take(area), point = arena.take(area);
         symmetric = arena.take(tall), basis = arena.take(tall);
         values = arena.take(height), scratch = arena.take(6 * height);
         indices = reinterpret_cast<int *>(arena.take(height));
@@ -409,10 +461,11 @@ struct Solver {
 
     // Residual and f at the factors.
     void stand() {
-        const V *v = right + k * width;
+        const V *v = right;
         V energy[4] = {};
-        product(height, width, k, left, 1, height, v, 1, width, [&](int i, int j, V sum) {
-            const V rest = observed[i * width + j] - mask[i * width + j] * sum;
+        product(height, width, k, left, k, 1, v, k, 1, [&](int i, int j, V sum) {
+            const V seen = observed[i * width + j];
+            const V rest = seen == seen ? seen - sum : V{};
             residual[i * width + j] = rest;
             energy[j & 3] += rest * rest;
         });
@@ -420,13 +473,13 @@ struct Solver {
     }
 
     V nuclear2() const {
-        const V *v = right + k * width;
-        return dot(k * height, left, left) + dot(k * width, v, v);
+        const V *v = right;
+        return dot(height, k, left, left) + dot(width, k, v, v);
     }
 
     // The proximal step: SVT of `point` by 1 as balanced factors. Returns false without a spectrum.
     bool shrink() {
-        gram(height, width, point, width, symmetric);
+        gram(height, width, point, width, 1, symmetric);
         if (!spectrum(height, symmetric, basis, values, scratch)) return false;
         order(height, values, indices);
         k = 1;
@@ -435,21 +488,21 @@ struct Solver {
             while (needed < height && values[indices[t * height + height - 1 - needed]][t] > 1) needed++;
             k = std::max(k, needed);
         }
-        V *v = right + k * width;
+        V *v = right;
         for (int c = 0; c < k; c++) {
-            V square, *u = left + c * height;
+            V square;
             for (int t = 0; t < lanes; t++) {
                 const int from = indices[t * height + height - 1 - c];
                 square[t] = values[from][t];
-                for (int i = 0; i < height; i++) u[i][t] = basis[from * height + i][t];
+                for (int i = 0; i < height; i++) left[i * k + c][t] = basis[from * height + i][t];
             }
             const V singular = root(larger(square, V{}));
             const V size = root(larger(singular - 1, V{}));
-            for (int i = 0; i < height; i++) u[i] *= size;
+            for (int i = 0; i < height; i++) left[i * k + c] *= size;
             scratch[c] = 1 / larger(singular, fill(tiny));
         }
-        product(k, width, height, left, height, 1, point, 1, width,
-                [&](int c, int j, V sum) { v[c * width + j] = sum * scratch[c]; });
+        product(width, k, height, point, 1, width, left, 1, k,
+                [&](int j, int c, V sum) { v[j * k + c] = sum * scratch[c]; });
         stand();
         return true;
     }
@@ -457,24 +510,29 @@ struct Solver {
     // Two rounds of alternating least squares from the sketch, as if p * A were observed.
     void begin() {
         k = sketched;
-        V *v = right + k * width, weight = V{};
-        for (int i = 0; i < area; i++) weight += mask[i];
-        weight /= fill(T(area));
-        for (int i = 0; i < k * width; i++) v[i] = fill(sketch[i]);
-        for (int round = 0; round < 2; round++) {
-            product(k, height, width, v, width, 1, observed, width, 1,
-                    [&](int c, int i, V sum) { steep_left[c * height + i] = sum; });
-            inverse(k, width, v, weight, symmetric, by_left);
-            product(k, height, k, by_left, k, 1, steep_left, 1, height,
-                    [&](int c, int i, V sum) { left[c * height + i] = sum; });
-            product(k, width, height, left, height, 1, observed, 1, width,
-                    [&](int c, int j, V sum) { steep_right[c * width + j] = sum; });
-            inverse(k, height, left, weight, symmetric, by_right);
-            product(k, width, k, by_right, k, 1, steep_right, 1, width,
-                    [&](int c, int j, V sum) { v[c * width + j] = sum; });
+        V *v = right, weight = V{};
+        for (int i = 0; i < area; i++) {
+            const V seen = observed[i];
+            weight += seen == seen ? fill(1) : V{};
+            point[i] = seen == seen ? seen : V{};
         }
-        const V ratio = larger(dot(k * height, left, left), fill(tiny)) /
-                        larger(dot(k * width, v, v), fill(tiny));
+        weight /= fill(T(area));
+        for (int c = 0; c < k; c++)
+            for (int j = 0; j < width; j++) v[j * k + c] = fill(sketch[c * width + j]);
+        for (int round = 0; round < 2; round++) {
+            product(height, k, width, point, width, 1, v, 1, k,
+                    [&](int i, int c, V sum) { steep_left[i * k + c] = sum; });
+            inverse(k, width, v, weight, symmetric, by_left);
+            product(height, k, k, steep_left, k, 1, by_left, k, 1,
+                    [&](int i, int c, V sum) { left[i * k + c] = sum; });
+            product(width, k, height, point, 1, width, left, 1, k,
+                    [&](int j, int c, V sum) { steep_right[j * k + c] = sum; });
+            inverse(k, height, left, weight, symmetric, by_right);
+            product(width, k, k, steep_right, k, 1, by_right, k, 1,
+                    [&](int j, int c, V sum) { v[j * k + c] = sum; });
+        }
+        const V ratio = larger(dot(height, k, left, left), fill(tiny)) /
+                        larger(dot(width, k, v, v), fill(tiny));
         const V balance = root(root(ratio)), back = 1 / balance;
         for (int i = 0; i < k * height; i++) left[i] *= back;
         for (int i = 0; i < k * width; i++) v[i] *= balance;
@@ -483,7 +541,7 @@ struct Solver {
 
     // One step of conjugate gradients; `before` is the last step's slope and becomes this one's.
     void step(bool fresh, bool renew, V &before) {
-        V *u = left, *d = left + k * height, *e = right, *v = right + k * width;
+        V *u = left, *v = right, *d = step_left, *e = step_right;
         const int tall = k * height, wide = k * width;
         if (fresh) {
             std::fill(d, d + tall, V{}), std::fill(e, e + wide, V{});
@@ -493,20 +551,19 @@ struct Solver {
             inverse(k, width, v, fill(1), symmetric, by_left);
             inverse(k, height, u, fill(1), symmetric, by_right);
         }
-        product(k, height, width, v, width, 1, residual, width, 1, [&](int c, int i, V sum) {
-            new_left[c * height + i] = u[c * height + i] - sum;
-        });
-        product(k, width, height, u, height, 1, residual, 1, width, [&](int c, int j, V sum) {
-            new_right[c * width + j] = v[c * width + j] - sum;
-        });
-        product(k, height, k, by_left, k, 1, new_left, 1, height,
-                [&](int c, int i, V sum) { steep_left[c * height + i] = -sum; });
-        product(k, width, k, by_right, k, 1, new_right, 1, width,
-                [&](int c, int j, V sum) { steep_right[c * width + j] = -sum; });
-        V slope = -(dot(tall, new_left, steep_left) + dot(wide, new_right, steep_right));
-        const V kept = dot(tall, old_left, steep_left) + dot(wide, old_right, steep_right);
-        V weight = larger((slope + kept) / before, V{});
-        V descent = weight * (dot(tall, new_left, d) + dot(wide, new_right, e)) - slope;
+        product(height, k, width, residual, width, 1, v, 1, k,
+                [&](int i, int c, V sum) { new_left[i * k + c] = u[i * k + c] - sum; });
+        product(width, k, height, residual, 1, width, u, 1, k,
+                [&](int j, int c, V sum) { new_right[j * k + c] = v[j * k + c] - sum; });
+        product(height, k, k, new_left, k, 1, by_left, k, 1,
+                [&](int i, int c, V sum) { steep_left[i * k + c] = -sum; });
+        product(width, k, k, new_right, k, 1, by_right, k, 1,
+                [&](int j, int c, V sum) { steep_right[j * k + c] = -sum; });
+        const Slopes of_left = slopes(height, k, steep_left, new_left, old_left, d);
+        const Slopes of_right = slopes(width, k, steep_right, new_right, old_right, e);
+        const V slope = -(of_left.now + of_right.now);
+        V weight = larger((slope + of_left.before + of_right.before) / before, V{});
+        V descent = weight * (of_left.along + of_right.along) - slope;
         const Mask restart = descent >= 0;
         weight = restart ? V{} : weight;
         descent = restart ? -slope : descent;
@@ -516,25 +573,36 @@ struct Solver {
         std::swap(old_left, new_left), std::swap(old_right, new_right);
 
         // The quartic along (D, E).
-        V second[2] = {}, across[2] = {}, cubic[2] = {}, quartic[2] = {};
-        cover(height, width, [&](int i, int j, auto p, auto q) {
-            V linear[p()][q()] = {}, square[p()][q()] = {};
-            block<p(), q()>(linear, 2 * k, left + i, 1, height, right + j, 1, width);
-            block<p(), q()>(square, k, d + i, 1, height, e + j, 1, width);
+        V second = V{}, across = V{}, cubic = V{}, quartic = V{};
+        cover<2>(height, width, [&](int i, int j, auto p, auto q) {
+            V linear[p()][q()], square[p()][q()];
+            clear(linear), clear(square);
+            for (int c = 0; c < k; c++) {
+                const V *uc = u + i * k + c, *dc = d + i * k + c;
+                const V *ec = e + j * k + c, *vc = v + j * k + c;
+                for (int a = 0; a < p(); a++)
+                    for (int b = 0; b < q(); b++) {
+                        linear[a][b] += uc[a * k] * ec[b * k];
+                        linear[a][b] += dc[a * k] * vc[b * k];
+                        square[a][b] += dc[a * k] * ec[b * k];
+                    }
+            }
+            V s2 = V{}, s11 = V{}, s3 = V{}, s4 = V{};
             for (int a = 0; a < p(); a++)
                 for (int b = 0; b < q(); b++) {
                     const int at = (i + a) * width + j + b;
-                    const V one = mask[at] * linear[a][b], two = mask[at] * square[a][b];
-                    second[b & 1] += one * one;
-                    across[b & 1] += residual[at] * two;
-                    cubic[b & 1] += one * two;
-                    quartic[b & 1] += two * two;
+                    const auto known = observed[at] == observed[at];
+                    const V one = known ? linear[a][b] : V{}, two = known ? square[a][b] : V{};
+                    s2 += one * one;
+                    s11 += residual[at] * two;
+                    s3 += one * two;
+                    s4 += two * two;
                 }
+            second += s2, across += s11, cubic += s3, quartic += s4;
         });
-        const V bend = (second[0] + second[1]) - 2 * (across[0] + across[1]) + dot(tall, d, d) +
-                       dot(wide, e, e);
+        const V bend = second - 2 * across + dot(height, k, d, d) + dot(width, k, e, e);
         const V length =
-            quartic_minimum(descent, bend, 3 * (cubic[0] + cubic[1]), 2 * (quartic[0] + quartic[1]));
+            quartic_minimum(descent, bend, 3 * cubic, 2 * quartic);
         for (int i = 0; i < tall; i++) u[i] += length * d[i];
         for (int i = 0; i < wide; i++) v[i] += length * e[i];
         stand();
@@ -557,13 +625,22 @@ struct Solver {
         return change(t) < 0 ? t : cautious;
     }
 
+    V against_observed() const {
+        V sums[4] = {};
+        for (int i = 0; i < area; i++) {
+            const V seen = observed[i];
+            sums[i % 4] += seen == seen ? seen * residual[i] : V{};
+        }
+        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+
     // As `certificate.certified`.
     Mask certified() {
-        const V energy = dot(area, residual, residual), reach = dot(area, residual, observed);
+        const V energy = dot(area, residual, residual), reach = against_observed();
         const V primal = (energy + nuclear2()) * T(0.5);
         const V square = reach * reach - 2 * energy * (1 - gap) * primal;
         const V scale = 2 * (1 - gap) * primal / (reach + root(larger(square, V{})));
-        gram(height, width, residual, width, symmetric);
+        gram(height, width, residual, width, 1, symmetric);
         for (int i = 0; i < height * height; i++) symmetric[i] = -symmetric[i];
         for (int i = 0; i < height; i++) symmetric[i * height + i] += 1 / (scale * scale);
         const Mask feasible = factor(height, symmetric);
@@ -572,9 +649,9 @@ struct Solver {
 
     // As `certificate.relative_gap`.
     V relative_gap() {
-        const V energy = dot(area, residual, residual), reach = dot(area, residual, observed);
+        const V energy = dot(area, residual, residual), reach = against_observed();
         const V primal = (energy + nuclear2()) * T(0.5), zero = fill(tiny);
-        gram(height, width, residual, width, symmetric);
+        gram(height, width, residual, width, 1, symmetric);
         V top = V{};
         if (!spectrum(height, symmetric, basis, values, scratch)) return fill(1);
         for (int i = 0; i < height; i++) top = larger(top, values[i]);
@@ -588,10 +665,12 @@ struct Solver {
     // `some` images (at most `lanes`) from `first` on. Returns false where no spectrum was found.
     bool solve(int some, const T *images, const T *seen, const T *start, T *found, int64_t *iterations,
                T *gaps, bool *converged) {
-        load(some, area, images, observed), load(some, area, seen, mask);
+        load(some, area, images, observed), load(some, area, seen, point);
+        const V unknown = fill(std::numeric_limits<T>::quiet_NaN());
+        for (int i = 0; i < area; i++) observed[i] = point[i] > 0 ? observed[i] : unknown;
         if (start) {
             load(some, area, start, point);
-            for (int i = 0; i < area; i++) point[i] += mask[i] * (observed[i] - point[i]);
+            for (int i = 0; i < area; i++) point[i] = observed[i] == observed[i] ? observed[i] : point[i];
             if (!shrink()) return false;
         } else {
             begin();
@@ -605,7 +684,7 @@ struct Solver {
         for (int64_t steps = 1;; steps++) {
             step(since == 0, since < 5 || since % 3 == 0, slope);
             if (++since == pause) {
-                product(height, width, k, left, 1, height, right + k * width, 1, width,
+                product(height, width, k, left, k, 1, right, k, 1,
                         [&](int i, int j, V sum) {
                             point[i * width + j] = residual[i * width + j] + sum;
                         });
@@ -631,7 +710,7 @@ struct Solver {
             going &= ~leaving;
             if (!some_of(going)) break;
         }
-        product(height, width, most, done_left, 1, height, done_right, 1, width,
+        product(height, width, most, done_left, height, 1, done_right, height, 1,
                 [&](int i, int j, V sum) { point[i * width + j] = sum; });
         for (int t = 0; t < some; t++)
             for (int i = 0; i < area; i++) found[t * area + i] = point[i][t];
@@ -646,16 +725,13 @@ struct Solver {
 
     // The factors of the lanes that leave, beside those that left before with `most` columns.
     void keep(Mask leaving, int &most) {
-        const V *v = right + k * width;
-        auto copy = [&](int row, const V *from, V *to) {
-            for (int c = 0; c < std::max(k, most); c++)
-                for (int i = 0; i < row; i++) {
-                    const V old = c < most ? to[c * row + i] : V{};
-                    to[c * row + i] = leaving ? (c < k ? from[c * row + i] : V{}) : old;
-                }
+        auto copy = [&](int rows, const V *from, V *to) {
+            for (int i = 0; i < rows; i++, from += k, to += height)
+                for (int c = 0; c < std::max(k, most); c++)
+                    to[c] = leaving ? (c < k ? from[c] : V{}) : (c < most ? to[c] : V{});
         };
         copy(height, left, done_left);
-        copy(width, v, done_right);
+        copy(width, right, done_right);
         most = std::max(k, most);
     }
 };
