@@ -7,11 +7,12 @@ from torch import Tensor
 
 _SHOWN = 16  # image indices named in an error message
 
-# On the CPU a chunk should stay in the cache, yet be large enough that work outweighs calls.
+# On the CPU a chunk should stay in a core's cache, yet be large enough that work outweighs calls.
 _CPU_BYTES = 12 * 2**20
 _DEVICE_BYTES = 2 * 2**30
 _COPIES = 12  # matrices and factors that a solver holds for one image
 _LEAST = 64
+LANES = 16  # most images that share a vector (`lanes.cpp`): a chunk fills them
 
 
 class Problems(NamedTuple):
@@ -70,12 +71,14 @@ def chunk_of(chunk: int | None, problems: Problems) -> int:
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; allowed: at least 1, or None")
         return chunk
-    budget = _CPU_BYTES if problems.observed.device.type == "cpu" else _DEVICE_BYTES
+    on_cpu = problems.observed.device.type == "cpu"
+    budget = _CPU_BYTES * torch.get_num_threads() if on_cpu else _DEVICE_BYTES
     image = problems.observed[0].numel() if len(problems.observed) else 1
     bytes_each = _COPIES * image * problems.observed.element_size()
     most = max(_LEAST, budget // bytes_each)
     count = max(1, len(problems.observed))
-    return -(-count // -(-count // most))  # chunks of equal size
+    equal = -(-count // -(-count // most))
+    return -(-equal // LANES) * LANES
 
 
 def in_chunks(tensor: Tensor, chunk: int) -> list[Tensor]:

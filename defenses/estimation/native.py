@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .inputs import LANES
+
 _SOURCE = Path(__file__).with_name("lanes.cpp")
 _FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -106,7 +108,7 @@ def _function(name: str, like: Tensor) -> Callable[..., int]:
 def _in_threads(part: Callable[[int, int], int], count: int) -> int:
     """The sum of `part(first, some)` over shares of `count`, a thread each; C code holds no lock."""
     share = -(-count // torch.get_num_threads())
-    share = -(-share // 16) * 16  # whole groups of lanes
+    share = -(-share // LANES) * LANES
     starts = range(0, count, share)
     if len(starts) < 2:
         return part(0, count)
