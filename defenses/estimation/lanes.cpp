@@ -45,7 +45,7 @@ struct Solver {
     static V smaller(V a, V b) { return a < b ? a : b; }
     static V size(V a) { return a < 0 ? -a : a; }
 
-    // Memory of one thread, cut from one allocation.
+    // Vectors cut from one allocation.
     struct Arena {
         V *base;
         int64_t used = 0;
@@ -136,7 +136,7 @@ struct Solver {
         int64_t k = 0;
         for (; k + 4 <= count; k += 4)
             for (int i = 0; i < 4; i++) sums[i] += x[k + i] * y[k + i];
-        for (; k < count; k++) sums[k % 4] += x[k] * y[k];  // where it is in a longer sum too
+        for (; k < count; k++) sums[0] += x[k] * y[k];
         return (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
 
@@ -436,7 +436,7 @@ struct Solver {
     V *steep_left, *steep_right, *by_left, *by_right;  // preconditioned; preconditioners
     V *observed;  // NaN where unknown: a mask of its own would be one array more to read
     V *residual, *point, *symmetric, *basis, *values, *scratch;
-    V *done_left, *done_right;  // factors of the lanes that are done, in rows of H
+    V *done_left, *done_right;  // factors of the lanes that are done, H vectors a row
     int *indices;
     int k = 0;  // columns of the factors
     V value;    // f
@@ -662,7 +662,7 @@ struct Solver {
         return primal <= tiny ? V{} : gap;
     }
 
-    // `some` images (at most `lanes`) from `first` on. Returns false where no spectrum was found.
+    // `some` images, at most `lanes`, as `conjugate.descend`. Returns false where no spectrum was found.
     bool solve(int some, const T *images, const T *seen, const T *start, T *found, int64_t *iterations,
                T *gaps, bool *converged) {
         load(some, area, images, observed), load(some, area, seen, point);

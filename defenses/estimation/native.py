@@ -1,7 +1,7 @@
-"""Builds `lanes.cpp` with the machine's C++ compiler and calls it.
+"""Builds `lanes.cpp` with the machine's C++ compiler, and calls it.
 
-Once a machine and version, into the user's cache, in a few seconds. Where there is no compiler, one
-that knows no vectors, or `HARNESS_NATIVE=0`, the torch code does the same, several times slower.
+Once for a machine and a version, into the user's cache, in a few seconds. Without a compiler, or with
+`HARNESS_NATIVE=0`, nothing here serves, and the torch code does the same several times slower.
 """
 
 import ctypes
@@ -36,6 +36,7 @@ def serves(matrix: Tensor) -> bool:
     """Whether problems of (N, H, W), H <= W, are for this file."""
     return (
         matrix.device.type == "cpu"
+        and matrix.dtype in (torch.float32, torch.float64)
         and 0 < matrix.shape[-2] <= _LARGEST
         and len(matrix) > 0
         and library() is not None
