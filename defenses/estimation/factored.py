@@ -8,7 +8,7 @@ has the same least value once U and V have as many columns as the solution has s
 its descent needs products only. This file has what a descent (`conjugate.py`) needs: where an image
 stands, the exact minimum along a direction, the proximal step, and the proof. f is not convex, and
 need not be: an image leaves when its duality gap is certified, whatever the way there
-(`certificate.py`). `lanes.cpp` does the same for small matrices on a CPU.
+(`certificate.py`). `lanes/` does the same for small matrices on a CPU.
 
 A threshold lambda other than 1 is a matter of scale: A / lambda has the solution X / lambda.
 """

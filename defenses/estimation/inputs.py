@@ -12,7 +12,7 @@ _CPU_BYTES = 12 * 2**20
 _DEVICE_BYTES = 2 * 2**30
 _COPIES = 12  # matrices and factors that a solver holds for one image
 _LEAST = 64
-LANES = 16  # most images that share a vector (`lanes.cpp`): a chunk fills them
+LANES = 16  # most images that share a vector (`lanes/`): a chunk fills them
 
 
 class Problems(NamedTuple):

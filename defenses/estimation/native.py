@@ -1,4 +1,4 @@
-"""Builds `lanes.cpp` with the machine's C++ compiler, and calls it.
+"""Builds `lanes/` with the machine's C++ compiler, and calls it.
 
 Once for a machine and a version, into the user's cache, in a few seconds. Without a compiler, or with
 `HARNESS_NATIVE=0`, nothing here serves, and the torch code does the same several times slower.
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .inputs import LANES
 
-_SOURCE = Path(__file__).with_name("lanes.cpp")
+_SOURCES = sorted(Path(__file__).with_name("lanes").glob("*.*"))
+_MAIN = Path(__file__).with_name("lanes") / "lanes.cpp"
 _FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-shared", "-fPIC"),
@@ -127,7 +128,8 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         _slow("no C++ compiler was found (CXX, c++, g++, clang++)")
         return None
-    named = "\0".join([_SOURCE.read_text(encoding="utf-8"), *compiler, *flags, platform.platform()])
+    texts = [path.read_text(encoding="utf-8") for path in _SOURCES]
+    named = "\0".join([*texts, *compiler, *flags, platform.platform()])
     name = f"lanes-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so"
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -137,7 +139,7 @@ def library() -> ctypes.CDLL | None:
         if not built.exists():
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 made = Path(work) / name
-                _run([*compiler, *flags, str(_SOURCE), "-o", str(made)])
+                _run([*compiler, *flags, str(_MAIN), "-o", str(made)])
                 made.replace(built)
         return ctypes.CDLL(str(built))
     except (OSError, RuntimeError) as error:
@@ -160,7 +162,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         line = next(iter(done.stderr.strip().splitlines()), "no message")
-        raise RuntimeError(f"{command[0]} failed on lanes.cpp: {line}")
+        raise RuntimeError(f"{command[0]} failed on {_MAIN.name}: {line}")
 
 
 def _slow(why: str) -> None:
