@@ -7,11 +7,13 @@ Once for a machine and a version, into the user's cache, in a few seconds. Witho
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,7 +31,7 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-shared", "-fPIC"),
 )
-_LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
+_LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 _LARGEST = 96  # short side up to which lanes are at least twice as fast as torch
 
 
@@ -122,12 +124,16 @@ def _in_threads(part: Callable[[int, int], int], count: int) -> int:
 def library() -> ctypes.CDLL | None:
     if os.environ.get("HARNESS_NATIVE") == "0":
         return None
-    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
-    flags = [*_FLAGS, *([level] if level else [])]
     compiler = _compiler()
     if compiler is None:
-        _slow("no C++ compiler was found (CXX, c++, g++, clang++)")
+        _slow(
+            "no C++ compiler was found (CXX, c++, g++, clang++); `pip install ziglang` brings one"
+        )
         return None
+    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
+    if level and "ziglang" in compiler:
+        level = level.replace("-", "_")
+    flags = [*_FLAGS, *([f"-march={level}"] if level else [])]
     texts = [path.read_text(encoding="utf-8") for path in _SOURCES]
     named = "\0".join([*texts, *compiler, *flags, platform.platform()])
     name = f"lanes-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so"
@@ -155,6 +161,8 @@ def _compiler() -> list[str] | None:
         found = shutil.which(name)
         if found:
             return [found]
+    if importlib.util.find_spec("ziglang"):  # a package that is clang
+        return [sys.executable, "-m", "ziglang", "c++"]
     return None
 
 
