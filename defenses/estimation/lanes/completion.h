@@ -35,7 +35,7 @@ struct Completion : Spectra<T> {
     Completion(int height, int width, const T *sketch, int columns, T gap, int64_t limit)
         : height(height), width(width), area(height * width), sketched(columns), sketch(sketch),
           gap(gap), limit(limit),
-          arena(12 * int64_t(height) * height + 9 * int64_t(area) + 8 * height) {
+          arena(10 * int64_t(height) * height + 9 * int64_t(area) + 6 * height) {
         const int64_t tall = height * height, wide = area;
         left = arena.take(tall), right = arena.take(wide);
         step_left = arena.take(tall), step_right = arena.take(wide);
@@ -46,27 +46,24 @@ struct Completion : Spectra<T> {
         by_left = arena.take(tall), by_right = arena.take(tall);
         observed = arena.take(area), residual = arena.take(area), point = arena.take(area);
         symmetric = arena.take(tall), basis = arena.take(tall);
-        values = arena.take(height), scratch = arena.take(6 * height);
+        values = arena.take(height), scratch = arena.take(4 * height);
         indices = reinterpret_cast<int *>(arena.take(height));
     }
 
     // Residual and f at the factors.
     void stand() {
-        const V *v = right;
         V energy[4] = {};
-        product(height, width, k, left, k, 1, v, k, 1, [&](int i, int j, V sum) {
+        product(height, width, k, left, k, 1, right, k, 1, [&](int i, int j, V sum) {
             const V seen = observed[i * width + j];
             const V rest = seen == seen ? seen - sum : V{};
             residual[i * width + j] = rest;
             energy[j & 3] += rest * rest;
         });
-        value = (((energy[0] + energy[1]) + (energy[2] + energy[3])) + nuclear2()) * T(0.5);
+        value = (((energy[0] + energy[1]) + (energy[2] + energy[3])) + squares()) * T(0.5);
     }
 
-    V nuclear2() const {
-        const V *v = right;
-        return dot(height, k, left, left) + dot(width, k, v, v);
-    }
+    // ||U||^2 + ||V||^2: at least twice the nuclear norm of U V^T.
+    V squares() const { return dot(height, k, left, left) + dot(width, k, right, right); }
 
     // The proximal step: SVT of `point` by 1 as balanced factors. Returns false without a spectrum.
     bool shrink() {
@@ -228,7 +225,7 @@ struct Completion : Spectra<T> {
     // As `certificate.certified`.
     Mask certified() {
         const V energy = dot(area, residual, residual), reach = against_observed();
-        const V primal = (energy + nuclear2()) * T(0.5);
+        const V primal = (energy + squares()) * T(0.5);
         const V square = reach * reach - 2 * energy * (1 - gap) * primal;
         const V scale = 2 * (1 - gap) * primal / (reach + root(larger(square, V{})));
         gram(height, width, residual, width, 1, symmetric);
@@ -241,7 +238,7 @@ struct Completion : Spectra<T> {
     // As `certificate.relative_gap`.
     V relative_gap() {
         const V energy = dot(area, residual, residual), reach = against_observed();
-        const V primal = (energy + nuclear2()) * T(0.5), zero = fill(tiny);
+        const V primal = (energy + squares()) * T(0.5), zero = fill(tiny);
         gram(height, width, residual, width, 1, symmetric);
         V top = V{};
         if (!spectrum(height, symmetric, basis, values, scratch)) return fill(1);

@@ -13,7 +13,7 @@ struct Spectra : Lanes<T> {
     using Lanes<T>::lanes, Lanes<T>::fill, Lanes<T>::larger, Lanes<T>::load, Lanes<T>::root,
         Lanes<T>::size;
 
-    // Symmetric a (n x n, destroyed) = q^T diag(values) q, values in no order; scratch: 6 n vectors.
+    // Symmetric a (n x n, destroyed) = q^T diag(values) q, values in no order; scratch: 4 n vectors.
     // Householder's reduction to tridiagonal form, then implicit QL (Golub and Van Loan, 8.3), each
     // lane with its own shifts and splits. Returns false where a lane did not converge.
     static bool spectrum(int n, V *a, V *q, V *values, V *scratch) {
@@ -181,9 +181,9 @@ struct Spectra : Lanes<T> {
 
     // (count, n, n) symmetric -> values (count, n) ascending, vectors (count, n, n) as columns.
     static int64_t eigh(int64_t count, int n, const T *matrices, T *values, T *vectors) {
-        Arena arena(2 * n * n + 8 * n);
+        Arena arena(2 * n * n + 6 * n);
         V *a = arena.take(n * n), *q = arena.take(n * n), *d = arena.take(n);
-        V *scratch = arena.take(6 * n);
+        V *scratch = arena.take(4 * n);
         int *indices = reinterpret_cast<int *>(arena.take(n));
         int64_t failed = 0;
         for (int64_t first = 0; first < count; first += lanes) {
