@@ -24,6 +24,7 @@ from harness.figure_data import Gallery, Picture
 from harness.numbers import Number, Results, Share, Verdict, percent, share, verdict
 from harness.progress import duration
 from harness.records import Failure, Record
+from harness.statistics import in_percent
 from harness.store import Store
 from harness.tables import UNKNOWN
 from harness.types import HarnessError
@@ -59,7 +60,10 @@ def page(folder: Store) -> str:
         key=lambda claim: ("fell", "holds", "untested", "unknown").index(claim.verdict.state)
     )
     records = sorted(results.loaded.records, key=_order)
-    worst = together.worst_column(records)
+    worst = {
+        key: in_percent(case.mean, case.interval)
+        for key, case in together.worst_cases(records).items()
+    }
     seconds = sum(timing.seconds for timing in results.loaded.timings.values())
     text: str = _template().render(
         style=_text("report.css"),

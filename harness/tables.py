@@ -74,7 +74,7 @@ def grid(loaded: Loaded) -> Grid:
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
-    worst = together.worst_column(loaded.records)
+    worst = together.worst_cases(loaded.records)
     for record in sorted(loaded.records, key=_order):
         row = _row(record)
         for flag in record.flags:
@@ -89,11 +89,13 @@ def grid(loaded: Loaded) -> Grid:
             reasons.setdefault(f"{failure.kind}: {failure.reason}", []).append(
                 f"{failure.cell.attack} on {failure.cell.target.label}, {row[0]}"
             )
-    for record in loaded.records:  # last, to stand behind the attacks
-        if record.key in worst:
-            threat = record.cell.threat
-            column = f"{_WORST} at {threat.norm} {threat.epsilon:.4g}"
-            rows[_row(record)][column] = worst[record.key]
+    # Last, to stand behind the attacks. Models of one description, trained by different versions of the
+    # code, share a row and have a worst case each: the row shows the lowest.
+    attacked = [record for record in loaded.records if record.key in worst]
+    for record in sorted(attacked, key=lambda each: -worst[each.key].mean):
+        threat, case = record.cell.threat, worst[record.key]
+        column = f"{_WORST} at {threat.norm} {threat.epsilon:.4g}"
+        rows[_row(record)][column] = in_percent(case.mean, case.interval)
     notes = [f"{mark} {flag}: {audit.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""

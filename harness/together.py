@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness import audit, keys, suite
 from harness.records import Failure, Record, unpack
-from harness.statistics import in_percent
 from harness.verdict import Audit
 
 
@@ -121,12 +120,11 @@ def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
     return lines
 
 
-def worst_column(records: Sequence[Record]) -> Mapping[str, str]:
-    """By key: for each record of a group of several attacks, `12.3 [10.1, 14.9]`, its worst case."""
+def worst_cases(records: Sequence[Record]) -> Mapping[str, suite.Worst]:
+    """By key: for each record of a group of several attacks, its worst case."""
     found = {}
     for group in suite.groups(records).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:
             worst = suite.worst_case(group)
-            text = in_percent(worst.mean, worst.interval)
-            found.update({record.key: text for record in group})
+            found.update({record.key: worst for record in group})
     return found

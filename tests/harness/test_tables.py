@@ -62,3 +62,19 @@ def test_a_record_outranks_a_failure_of_its_cell(cell: Cell) -> None:
     mine = attacked(cell, "fgsm")
     text = table(record(mine), Failure(key="k", cell=mine, reason="it broke", kind="failed"))
     assert "it broke" not in text and "failed" not in text
+
+
+def test_models_of_one_description_share_a_row_and_its_lowest_worst_case(cell: Cell) -> None:
+    cells = [attacked(cell, name) for name in ("bpda", "fgsm")]
+    stands = [record(each, robust=0.9) for each in cells]
+    falls = [
+        dataclasses.replace(
+            made, key=f"{made.key}-anew", resolved={**made.resolved, "target": "trained anew"}
+        )
+        for made in (record(each, robust=0.0) for each in cells)
+    ]
+    for found in (stands + falls, falls + stands):
+        head, _, row = table(*found).splitlines()[:3]
+        columns = [name.strip() for name in head.split("|")]
+        (worst,) = (k for k, name in enumerate(columns) if name.startswith("worst case"))
+        assert row.split("|")[worst].split()[0] == "0.0"
