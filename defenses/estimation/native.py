@@ -36,18 +36,21 @@ _LARGEST = 96  # short side up to which lanes are at least twice as fast as torc
 
 
 def serves(matrix: Tensor) -> bool:
-    """Whether problems of (N, H, W), H <= W, are for this file."""
+    """Whether (N, H, W), H <= W, are for this file, which has no gradients."""
     return (
         matrix.device.type == "cpu"
         and matrix.dtype in (torch.float32, torch.float64)
         and 0 < matrix.shape[-2] <= _LARGEST
         and len(matrix) > 0
+        and not (torch.is_grad_enabled() and matrix.requires_grad)
         and library() is not None
     )
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor] | None:
-    """As `torch.linalg.eigh` on (N, H, H); None in the unheard-of case that it does not converge."""
+    """As `torch.linalg.eigh` on (N, H, H); None where nothing here serves, or an iteration fails."""
+    if not serves(symmetric):
+        return None
     matrices = symmetric.contiguous()
     count, side, _ = matrices.shape
     values, vectors = matrices.new_empty(count, side), torch.empty_like(matrices)
@@ -66,15 +69,20 @@ def descend(
     observed: Tensor,
     mask: Tensor,
     start: Tensor | None,
-    sketch: Tensor,
+    sketch: Callable[[Tensor], Tensor],
     *,
     gap: float,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """As `conjugate.descend`, from `sketch` (k, W): value, iterations, gap, converged, or None."""
+    """As `conjugate.descend`, from `factored.sketch`: value, iterations, gap, converged.
+
+    None where nothing here serves, or an eigenvalue iteration fails.
+    """
+    if not serves(observed):
+        return None
     given = [observed.contiguous(), mask.contiguous()]
     guess = None if start is None else start.contiguous()
-    sketch = sketch.contiguous()
+    first_right = sketch(observed).contiguous()
     count, height, width = observed.shape
     value = torch.empty_like(given[0])
     iterations = torch.empty(count, dtype=torch.int64)
@@ -88,8 +96,8 @@ def descend(
             ctypes.c_int(width),
             *(_at(whole, first) for whole in given),
             None if guess is None else _at(guess, first),
-            _at(sketch, 0),
-            ctypes.c_int(len(sketch)),
+            _at(first_right, 0),
+            ctypes.c_int(len(first_right)),
             ctypes.c_double(gap),
             ctypes.c_int64(max_iterations),
             *(_at(whole, first) for whole in (value, iterations, gaps, converged)),

@@ -70,9 +70,7 @@ def descend(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
     """At threshold 1, in the precision of the problems, in lanes where they serve."""
-    if native.serves(problems.observed):
-        first = sketch(problems.observed)
-        found = native.descend(*problems, start, first, gap=gap, max_iterations=max_iterations)
-        if found is not None:
-            return Solution(*found)
+    found = native.descend(*problems, start, sketch, gap=gap, max_iterations=max_iterations)
+    if found is not None:
+        return Solution(*found)
     return conjugate.descend(problems, start, gap=gap, max_iterations=max_iterations)

@@ -22,7 +22,7 @@ class Spectrum(NamedTuple):
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (N, H), ascending, and eigenvectors (N, H, H), as columns; without gradients."""
-    found = native.eigh(symmetric) if native.serves(symmetric) else None
+    found = native.eigh(symmetric)
     if found is None:
         found = tuple(torch.linalg.eigh(symmetric))
     return found
@@ -54,8 +54,8 @@ def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 def largest(matrix: Tensor) -> Tensor:
     """Largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
     square = matrix @ matrix.mT
-    alone = not (torch.is_grad_enabled() and square.requires_grad)
-    squares: Tensor = eigh(square)[0] if alone else torch.linalg.eigvalsh(square)
+    found = native.eigh(square)
+    squares: Tensor = torch.linalg.eigvalsh(square) if found is None else found[0]
     return squares[:, -1].clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
 
 

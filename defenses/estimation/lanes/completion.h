@@ -29,8 +29,8 @@ struct Completion : Spectra<T> {
     V *residual, *point, *symmetric, *basis, *values, *scratch;
     V *done_left, *done_right;  // factors of the lanes that are done, H vectors a row
     int *indices;
-    int k = 0;  // columns of the factors
-    V value;    // f
+    int k = 0;        // columns of the factors
+    V energy, value;  // ||R||^2 and f, of the last `stand`
 
     Completion(int height, int width, const T *sketch, int columns, T gap, int64_t limit)
         : height(height), width(width), area(height * width), sketched(columns), sketch(sketch),
@@ -52,18 +52,16 @@ struct Completion : Spectra<T> {
 
     // Residual and f at the factors.
     void stand() {
-        V energy[4] = {};
+        V sums[4] = {};
         product(height, width, k, left, k, 1, right, k, 1, [&](int i, int j, V sum) {
             const V seen = observed[i * width + j];
             const V rest = seen == seen ? seen - sum : V{};
             residual[i * width + j] = rest;
-            energy[j & 3] += rest * rest;
+            sums[j % 4] += rest * rest;
         });
-        value = (((energy[0] + energy[1]) + (energy[2] + energy[3])) + squares()) * T(0.5);
+        energy = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        value = (energy + dot(height, k, left, left) + dot(width, k, right, right)) * T(0.5);
     }
-
-    // ||U||^2 + ||V||^2: at least twice the nuclear norm of U V^T.
-    V squares() const { return dot(height, k, left, left) + dot(width, k, right, right); }
 
     // The proximal step: SVT of `point` by 1 as balanced factors. Returns false without a spectrum.
     bool shrink() {
@@ -213,7 +211,8 @@ struct Completion : Spectra<T> {
         return change(t) < 0 ? t : cautious;
     }
 
-    V against_observed() const {
+    // <R, A>.
+    V reach() const {
         V sums[4] = {};
         for (int i = 0; i < area; i++) {
             const V seen = observed[i];
@@ -222,32 +221,30 @@ struct Completion : Spectra<T> {
         return (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
 
-    // As `certificate.certified`.
+    // As `certificate.certified`; f is the primal value, as ||U||^2 + ||V||^2 is at least twice ||X||_*.
     Mask certified() {
-        const V energy = dot(area, residual, residual), reach = against_observed();
-        const V primal = (energy + squares()) * T(0.5);
-        const V square = reach * reach - 2 * energy * (1 - gap) * primal;
-        const V scale = 2 * (1 - gap) * primal / (reach + root(larger(square, V{})));
+        const V along = reach();
+        const V square = along * along - 2 * energy * (1 - gap) * value;
+        const V scale = 2 * (1 - gap) * value / (along + root(larger(square, V{})));
         gram(height, width, residual, width, 1, symmetric);
         for (int i = 0; i < height * height; i++) symmetric[i] = -symmetric[i];
         for (int i = 0; i < height; i++) symmetric[i * height + i] += 1 / (scale * scale);
         const Mask feasible = factor(height, symmetric);
-        return (primal <= tiny) | (feasible & (square >= 0) & (reach > 0));
+        return (value <= tiny) | (feasible & (square >= 0) & (along > 0));
     }
 
     // As `certificate.relative_gap`.
     V relative_gap() {
-        const V energy = dot(area, residual, residual), reach = against_observed();
-        const V primal = (energy + squares()) * T(0.5), zero = fill(tiny);
+        const V along = reach(), zero = fill(tiny);
         gram(height, width, residual, width, 1, symmetric);
         V top = V{};
         if (!spectrum(height, symmetric, basis, values, scratch)) return fill(1);
         for (int i = 0; i < height; i++) top = larger(top, values[i]);
-        V scale = smaller(1 / larger(root(top), zero), reach / larger(energy, zero));
+        V scale = smaller(1 / larger(root(top), zero), along / larger(energy, zero));
         scale = larger(scale, V{});
-        const V dual = scale * reach - scale * scale * energy * T(0.5);
-        const V gap = smaller(larger(1 - dual / larger(primal, zero), V{}), fill(1));
-        return primal <= tiny ? V{} : gap;
+        const V dual = scale * along - scale * scale * energy * T(0.5);
+        const V reached = smaller(larger(1 - dual / larger(value, zero), V{}), fill(1));
+        return value <= tiny ? V{} : reached;
     }
 
     // `some` images, at most `lanes`, as `conjugate.descend`. Returns false where no spectrum was found.

@@ -135,15 +135,6 @@ struct Lanes {
         }
     }
 
-    static V dot(int64_t count, const V *x, const V *y) {
-        V sums[4] = {};
-        int64_t k = 0;
-        for (; k + 4 <= count; k += 4)
-            for (int i = 0; i < 4; i++) sums[i] += x[k + i] * y[k + i];
-        for (; k < count; k++) sums[0] += x[k] * y[k];
-        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    }
-
     // <x, y> of factors of `rows` rows and k columns; more columns of zeros change no bit.
     static V dot(int rows, int k, const V *x, const V *y) {
         V even = V{}, odd = V{};
