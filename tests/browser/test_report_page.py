@@ -14,7 +14,7 @@ import pytest
 from harness import protocol, report
 from harness.figure_data import FOLDER
 from harness.store import Store
-from tests.harness.fabricated import features, fill, gallery
+from tests.helpers.fabricated import features, fill, gallery
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = (

@@ -18,7 +18,7 @@ from harness.random import Draws, Role
 from harness.registry import load_file
 from harness.types import Attack, Batch, Defense, HarnessError, Perturbed, ThreatModel, Victim
 
-own = load_file(Path(__file__).with_name("own_models.py"))
+own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")
 EPSILON = 0.1
 
 

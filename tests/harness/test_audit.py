@@ -14,7 +14,7 @@ from harness.records import Accuracy, Record, TracePoint, pack
 from harness.registry import load_file
 from harness.types import ThreatModel
 
-record = load_file(Path(__file__).with_name("zoo.py")).record
+record = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py").record
 
 
 def one(right: int, count: int = 200, name: str = "pgd", **changes: object) -> Record:

@@ -19,7 +19,7 @@ from harness.registry import defenses, load_file
 from harness.spec import build, parse
 from harness.types import HarnessError, ThreatModel
 
-own = load_file(Path(__file__).with_name("own_models.py"))
+own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")
 EPSILON = 0.1
 
 

@@ -17,7 +17,7 @@ from harness.random import Draws
 from harness.records import Failure, Record
 from harness.spec import parse
 from harness.store import Store
-from tests.harness.fabricated import record
+from tests.helpers.fabricated import record
 
 QUICK = ["--epochs", "2", "-T", "limit=200", "--limit", "30", "--quiet", "--device", "cpu"]
 

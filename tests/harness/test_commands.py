@@ -17,7 +17,7 @@ from harness.train import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
 from harness.verdict import Audit
 
-zoo = load_file(Path(__file__).with_name("zoo.py"))
+zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 QUICK = ["--epochs", "1", "-T", "limit=300", "--quiet", "--device", "cpu"]
 
 

@@ -24,7 +24,7 @@ from harness.numbers import Results
 from harness.progress import Silent
 from harness.store import Store
 from harness.types import HarnessError
-from tests.harness.fabricated import features, fill, grey
+from tests.helpers.fabricated import features, fill, grey
 
 ROOT = Path(__file__).parents[2]
 SMOKE = protocol.profile("smoke")

@@ -18,7 +18,7 @@ from harness.registry import load_file, models
 from harness.spec import build, parse
 from harness.types import Batch, HarnessError
 
-own = load_file(Path(__file__).with_name("own_models.py"))
+own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")
 SOURCE, network, trained = own.SOURCE, own.network, own.trained
 SHAPE = (1, 28, 28)
 

@@ -17,7 +17,7 @@ from harness.numbers import Results, cell_name, percent, verdict
 from harness.protocol import Protocol, Row
 from harness.records import Cell, Failure
 from harness.store import Store
-from tests.harness.fabricated import fill, record
+from tests.helpers.fabricated import fill, record
 
 ROOT = Path(__file__).parents[2]
 SMOKE = protocol.profile("smoke")

@@ -21,7 +21,7 @@ from harness.records import Failure
 from harness.statistics import in_percent
 from harness.store import Store
 from harness.types import ThreatModel
-from tests.harness.fabricated import features, fill, gallery, record
+from tests.helpers.fabricated import features, fill, gallery, record
 
 EVIL = '"><script>alert(1)</script>'
 

@@ -13,7 +13,7 @@ from harness.registry import defenses, load_file
 from harness.together import spread, worst_lines
 from harness.types import HarnessError, Spec, ThreatModel
 
-zoo = load_file(Path(__file__).with_name("zoo.py"))
+zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 record = zoo.record
 BALL = zoo.BALL
 

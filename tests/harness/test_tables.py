@@ -9,7 +9,7 @@ import pytest
 from harness import expansion, protocol, tables
 from harness.records import Cell, Failure, Record
 from harness.spec import Spec
-from tests.harness.fabricated import COUNT, record
+from tests.helpers.fabricated import COUNT, record
 
 
 @pytest.fixture

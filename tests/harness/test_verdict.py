@@ -10,7 +10,7 @@ from harness import expansion, protocol
 from harness.records import Accuracy, Cell, Record
 from harness.spec import Spec
 from harness.verdict import conclude
-from tests.harness.fabricated import COUNT, record
+from tests.helpers.fabricated import COUNT, record
 
 
 @pytest.fixture

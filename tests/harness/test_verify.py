@@ -19,7 +19,7 @@ from harness.registry import load_file
 from harness.store import Store
 from harness.types import ThreatModel
 
-zoo = load_file(Path(__file__).with_name("zoo.py"))
+zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from harness.registry import attacks, load_file
 from harness.spec import build, parse
 from harness.types import ThreatModel
 
-zoo = load_file(Path(__file__).with_name("zoo.py"))
+zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 own = zoo.named
 
 
