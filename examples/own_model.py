@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.api import evaluate, load_images
+from harness.api.evaluate import evaluate, load_images
 
 MEAN, STD = 0.1307, 0.3081
 

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.api import evaluate, load_defended, load_images
-    from harness.bridges import attacker, to_art, to_foolbox, to_torchattacks
+    from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
+    from harness.api.evaluate import evaluate, load_defended, load_images
     from harness.frames import load as load_records
 
 __version__ = "0.1.0"
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "evaluate": "harness.api",
-    "load_defended": "harness.api",
-    "load_images": "harness.api",
+    "evaluate": "harness.api.evaluate",
+    "load_defended": "harness.api.evaluate",
+    "load_images": "harness.api.evaluate",
     "load_records": "harness.frames:load",
-    "attacker": "harness.bridges",
-    "to_art": "harness.bridges",
-    "to_foolbox": "harness.bridges",
-    "to_torchattacks": "harness.bridges",
+    "attacker": "harness.api.bridges",
+    "to_art": "harness.api.bridges",
+    "to_foolbox": "harness.api.bridges",
+    "to_torchattacks": "harness.api.bridges",
 }
 
 

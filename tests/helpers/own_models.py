@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from harness.api import load_images
+from harness.api.evaluate import load_images
 
 SOURCE = (
     "from torch import nn\n"

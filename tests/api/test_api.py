@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import harness
-from harness.api import evaluate, load_defended, load_images
+from harness.api.evaluate import evaluate, load_defended, load_images
 from harness.judge import check_images
 from harness.random import Draws, Role
 from harness.registry import load_file

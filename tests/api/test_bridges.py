@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.api import load_images
-from harness.bridges import attacker, to_art, to_foolbox, to_torchattacks
+from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
+from harness.api.evaluate import load_images
 from harness.conformance import Broken, untouched_random_state
 from harness.defended import Defended
 from harness.frames import to_tensorboard
@@ -134,7 +134,7 @@ def test_what_no_bridge_carries() -> None:
 
 def test_a_record_as_tensorboard_events(some: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    from harness.api import evaluate
+    from harness.api.evaluate import evaluate
 
     result = evaluate(own.trained(), *some, attack="bpda(steps=8)", epsilon=EPSILON, quiet=True)
     to_tensorboard(result.records, tmp_path)

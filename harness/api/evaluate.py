@@ -32,9 +32,9 @@ from harness import (
     store,
     suite,
 )
-from harness.bridges import borrowed
+from harness.api.bridges import borrowed
+from harness.api.evaluation import Evaluation, worst_images
 from harness.defended import Defended
-from harness.evaluation import Evaluation, worst_images
 from harness.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.registry import defenses as defense_registry
 from harness.runner import Runner, plan
