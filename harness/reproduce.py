@@ -165,7 +165,8 @@ def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
 
 def command(**words: Any) -> int:
     """`harness reproduce`. Returns the exit status."""
-    from harness import engine, remote
+    from harness import remote
+    from harness.cli import engine
 
     tables = choose(words["names"])
     profile = protocol.profile(words["profile"])

@@ -20,7 +20,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from harness.cli import main
+from harness.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

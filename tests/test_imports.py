@@ -86,7 +86,7 @@ def test_estimation_imports_only_torch() -> None:
 @pytest.mark.parametrize("words", ["['--help']", "['table', '--help']", "['run', '--help']"])
 def test_help_imports_no_torch(words: str) -> None:
     code = (
-        "import sys\nfrom harness.cli import main\n"
+        "import sys\nfrom harness.cli.main import main\n"
         f"main({words}, standalone_mode=False)\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
@@ -96,7 +96,7 @@ def test_help_imports_no_torch(words: str) -> None:
 def test_a_table_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     code = (
-        "import sys\nfrom harness.cli import main\n"
+        "import sys\nfrom harness.cli.main import main\n"
         f"main(['table', '--results', {str(tmp_path)!r}], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )

@@ -24,7 +24,6 @@ from harness import (
     data,
     data_checks,
     defaults,
-    engine,
     guests,
     keys,
     own_model,
@@ -34,6 +33,7 @@ from harness import (
 )
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
+from harness.cli import engine
 from harness.defended import Defended
 from harness.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.registry import defenses as defense_registry

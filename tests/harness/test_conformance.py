@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness import kit
-from harness.cli import main
+from harness.cli.main import main
 from harness.types import HarnessError
 
 HEAD = """

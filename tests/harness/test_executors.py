@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness import store
-from harness.cli import main
+from harness.cli.main import main
 from harness.executors import local
 from harness.executors.worker import Job, encode
 from harness.leases import Leases

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from harness import figures, images, protocol, report
-from harness.cli import main
+from harness.cli.main import main
 from harness.figure_data import FOLDER, RankData, Ranks
 from harness.numbers import Results
 from harness.progress import Silent

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness import log
-from harness.cli import main
+from harness.cli.main import main
 from harness.leases import Leases
 
 SMALL = shlex.split(

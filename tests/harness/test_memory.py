@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from harness import memory
-from harness.cli import main
+from harness.cli.main import main
 from harness.records import Record
 from harness.store import Store
 from harness.types import HarnessError

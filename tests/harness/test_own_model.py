@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.own_model import Probe, doubt, probe, wrong_range
 from harness.registry import load_file, models
 from harness.spec import build, parse

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness import claims, expansion, protocol, suite
-from harness.cli import main
+from harness.cli.main import main
 from harness.protocol import Profile
 from harness.spec import build, parse
 from harness.types import HarnessError, ThreatModel

@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from harness import log, remote, store
-from harness.cli import main
+from harness.cli.main import main
 from harness.remote import RemoteStore
 from harness.store import StoreError
 from harness.types import HarnessError

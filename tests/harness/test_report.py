@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness import expansion, own_model, protocol, report, together
-from harness.cli import main
+from harness.cli.main import main
 from harness.figure_data import FOLDER
 from harness.numbers import Results, percent, verdict
 from harness.protocol import Row
@@ -105,7 +105,7 @@ def test_the_same_page_each_time_without_torch(tmp_path: Path) -> None:
     folder = results(tmp_path)
     first = report.page(Store(folder))
     code = (
-        "import sys\nfrom harness.cli import main\n"
+        "import sys\nfrom harness.cli.main import main\n"
         f"main(['report', '--results', {str(folder)!r}], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )

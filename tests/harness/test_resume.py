@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from harness import store, tables
-from harness.cli import main
+from harness.cli.main import main
 from harness.random import Draws
 from harness.store import Store
 

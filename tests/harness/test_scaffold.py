@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.cli import main
+from harness.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -64,7 +64,7 @@ def test_the_sample_package_is_installed_and_used(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     def command_line(*words: str) -> str:
-        code = "import sys; from harness.cli import main; main(sys.argv[1:])"
+        code = "import sys; from harness.cli.main import main; main(sys.argv[1:])"
         run = subprocess.run(
             [sys.executable, "-c", code, *words],
             capture_output=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.leases import Leases
 from harness.matrix import Matrix
 from harness.records import Failure, Record

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load
 
 from harness import keys, store, verify
-from harness.cli import main
+from harness.cli.main import main
 from harness.records import Record, pack, unpack
 from harness.registry import load_file
 from harness.store import Store

@@ -21,7 +21,8 @@ from typing import Any
 
 import faults
 
-from harness import cli, data, engine, estimates, keys, provenance, registry, store, train
+from harness import data, estimates, keys, provenance, registry, store, train
+from harness.cli import engine, main
 
 PHASES = ("starting", "training", "estimates", "attack", "scoring", "writing")
 place = mmap.mmap(-1, 1)
@@ -87,7 +88,7 @@ def start(arguments: list[str], log: Path, first: Callable[[], None] | None = No
         if first is not None:
             first()
         try:
-            cli.main(arguments, standalone_mode=False)
+            main.main(arguments, standalone_mode=False)
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)

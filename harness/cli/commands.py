@@ -13,7 +13,6 @@ from harness import (
     battery,
     convergence,
     defaults,
-    engine,
     guests,
     own_model,
     registry,
@@ -21,6 +20,7 @@ from harness import (
     together,
     verify,
 )
+from harness.cli import engine
 from harness.records import Cell, Target
 from harness.runner import Runner
 from harness.spec import parse

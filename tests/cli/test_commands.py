@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from harness import battery, convergence
-from harness.cli import main
+from harness.cli.main import main
 from harness.records import Cell, Record, Target, TrainingPlan
 from harness.registry import load_file
 from harness.store import Store

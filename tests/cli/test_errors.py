@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.types import DamageError, HarnessError, Page
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli_options import ASSIGNMENT, DATA, NUMBER, RESULTS, STRICT, target_options
+from harness.cli.options import ASSIGNMENT, DATA, NUMBER, RESULTS, STRICT, target_options
 
 
 @click.command()
@@ -28,7 +28,7 @@ def audit(**words: Any) -> None:
     \b
     harness audit --defense menet-usvt --dataset mnist --budget 30m
     """
-    from harness import commands
+    from harness.cli import commands
 
     sys.exit(commands.audit(**words))
 
@@ -49,7 +49,7 @@ def verify(**words: Any) -> None:
     \b
     harness verify results/runs
     """
-    from harness import commands
+    from harness.cli import commands
 
     sys.exit(commands.check(**words))
 
@@ -75,6 +75,6 @@ def convergence(**words: Any) -> None:
     \b
     harness convergence --defense menet-usvt --steps 10,40,160 --eot 1,8 --epsilons 0.1,0.3,1
     """
-    from harness import commands
+    from harness.cli import commands
 
     sys.exit(commands.curves(**words))

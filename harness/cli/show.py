@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli_options import DATA, RESULTS, STRICT
+from harness.cli.options import DATA, RESULTS, STRICT
 from harness.types import HarnessError
 
 

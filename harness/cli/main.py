@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from harness import __version__, cli_evidence, cli_own, cli_show
-from harness.cli_options import (
+from harness import __version__
+from harness.cli import evidence, own, show
+from harness.cli.options import (
     ASSIGNMENT,
     DATA,
     NORMALISATION,
@@ -97,7 +98,7 @@ def run(**words: Any) -> None:
     \b
     harness run --dataset mnist --defense madry --attack pgd --steps 40 --limit 1000
     """
-    from harness import engine
+    from harness.cli import engine
 
     sys.exit(engine.run(**words))
 
@@ -141,12 +142,12 @@ def list_(kind: str | None, everything: bool) -> None:
     \b
     harness list attacks --all
     """
-    from harness import commands
+    from harness.cli import commands
 
     commands.list_plugins(kind, everything=everything)
 
 
-for module in (cli_evidence, cli_own, cli_show):
+for module in (evidence, own, show):
     for command in vars(module).values():
         if isinstance(command, click.Command):
             main.add_command(command)

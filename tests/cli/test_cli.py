@@ -11,8 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from harness import engine, expansion, protocol
-from harness.cli import main
+from harness import expansion, protocol
+from harness.cli import engine
+from harness.cli.main import main
 from harness.random import Draws
 from harness.records import Failure, Record
 from harness.spec import parse

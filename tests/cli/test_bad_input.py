@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from harness import data, store
-from harness.cli import main
+from harness.cli.main import main
 
 RUN = shlex.split(
     "run --quiet --dataset digits --defense vanilla --attack fgsm --limit 6 --draws 1 --epochs 1 "
