@@ -52,7 +52,7 @@ def report(results: Path, output: Path | None) -> None:
     \b
     harness report --results results/runs/smoke
     """
-    from harness.report import write
+    from harness.report.page import write
 
     click.echo(str(write(results, output)))
 

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import protocol, report
+from harness import protocol
 from harness.figure_data import FOLDER
+from harness.report import page
 from harness.store import Store
 from tests.helpers.fabricated import features, fill, gallery
 
@@ -33,7 +34,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gallery(folder, made)
     for name in ("figure4", "figure5"):
         Store(folder).write_json(FOLDER, name, features())
-    return report.write(folder, None)
+    return page.write(folder, None)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_every_seed_of_a_number_is_reached_by_keyboard(
     profile = msgspec.structs.replace(protocol.profile("smoke"), seeds=[0, 3])
     fill(tmp_path, [protocol.load("table4")], profile)
     page = opened(360)
-    page.goto(report.write(tmp_path, None).as_uri())
+    page.goto(page.write(tmp_path, None).as_uri())
     number = page.locator("#part-table4 summary.number").first
     number.focus()
     page.keyboard.press("Enter")

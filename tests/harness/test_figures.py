@@ -17,11 +17,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from harness import figures, images, protocol, report
+from harness import figures, images, protocol
 from harness.cli.main import main
 from harness.figure_data import FOLDER, RankData, Ranks
 from harness.numbers import Results
 from harness.progress import Silent
+from harness.report import page
 from harness.store import Store
 from harness.types import HarnessError
 from tests.helpers.fabricated import features, fill, grey
@@ -142,7 +143,7 @@ def test_rank_and_reconstruct_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_holds_the_pixels(channels: int) -> None:
     picture = grey(channels=channels)
-    head, _, encoded = report.data_uri(picture).partition(",")
+    head, _, encoded = page.data_uri(picture).partition(",")
     assert head == "data:image/png;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
     wanted = np.frombuffer(picture.octets, np.uint8).reshape(picture.shape)

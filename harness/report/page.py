@@ -360,7 +360,9 @@ def data_uri(picture: Picture) -> str:
 
 
 def _text(name: str) -> str:
-    return importlib.resources.files("harness").joinpath("templates", name).read_text("utf-8")
+    return (
+        importlib.resources.files("harness.report").joinpath("templates", name).read_text("utf-8")
+    )
 
 
 def _template() -> Any:

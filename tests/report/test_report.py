@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from harness import expansion, own_model, protocol, report, together
+from harness import expansion, own_model, protocol, together
 from harness.cli.main import main
 from harness.figure_data import FOLDER
 from harness.numbers import Results, percent, verdict
 from harness.protocol import Row
 from harness.records import Failure
+from harness.report import page
 from harness.statistics import in_percent
 from harness.store import Store
 from harness.types import ThreatModel
@@ -42,7 +43,7 @@ def results(folder: Path) -> Path:
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
-    text = report.page(Store(results(tmp_path)))
+    text = page.page(Store(results(tmp_path)))
     assert "default-src 'none'" in text
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
@@ -50,13 +51,13 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 
 
 def test_what_it_shows_is_escaped(tmp_path: Path) -> None:
-    text = report.page(Store(results(tmp_path)))
+    text = page.page(Store(results(tmp_path)))
     assert EVIL not in text and "&#34;&gt;&lt;script&gt;alert(1)" in text
 
 
 def test_every_record_has_its_provenance_and_every_number_a_link_to_one(tmp_path: Path) -> None:
     folder = results(tmp_path)
-    text = report.page(Store(folder))
+    text = page.page(Store(folder))
     ids = set(re.findall(r'id="record-(\w+)"', text))
     assert ids == {path.stem for path in (folder / "records").glob("*.json")}
     links = re.findall(r'href="#record-(\w+)"', text)
@@ -71,7 +72,7 @@ def test_the_mean_over_seeds_leads_to_the_record_of_every_seed(tmp_path: Path) -
     table = protocol.load("table4")
     profile = msgspec.structs.replace(protocol.profile("smoke"), seeds=[0, 3])
     fill(tmp_path, [table], profile)
-    text = report.page(Store(tmp_path))
+    text = page.page(Store(tmp_path))
     part = text[text.index('id="part-table4"') :]
     part, claims = part[: part.index("</table>")], text[: text.index('id="part-table4"')]
     numbers = Results(Store(tmp_path)).numbers(table, profile)
@@ -88,12 +89,12 @@ def test_the_mean_over_seeds_leads_to_the_record_of_every_seed(tmp_path: Path) -
 
 
 def test_unique_ids(tmp_path: Path) -> None:
-    found = re.findall(r'\sid="([^"]+)"', report.page(Store(results(tmp_path))))
+    found = re.findall(r'\sid="([^"]+)"', page.page(Store(results(tmp_path))))
     assert len(found) == len(set(found))
 
 
 def test_for_a_screen_reader(tmp_path: Path) -> None:
-    text = report.page(Store(results(tmp_path)))
+    text = page.page(Store(results(tmp_path)))
     assert '<html lang="en">' in text and 'class="skip"' in text
     for image in re.findall(r"<img[^>]*>", text):
         assert re.search(r'alt="[^"]+"', image)
@@ -103,7 +104,7 @@ def test_for_a_screen_reader(tmp_path: Path) -> None:
 
 def test_the_same_page_each_time_without_torch(tmp_path: Path) -> None:
     folder = results(tmp_path)
-    first = report.page(Store(folder))
+    first = page.page(Store(folder))
     code = (
         "import sys\nfrom harness.cli.main import main\n"
         f"main(['report', '--results', {str(folder)!r}], standalone_mode=False)\n"
@@ -119,7 +120,7 @@ def test_records_alone_make_a_page(tmp_path: Path) -> None:
     made = fill(tmp_path, [table], protocol.profile("smoke"))
     for path in (tmp_path / "protocols").iterdir():
         path.unlink()
-    text = report.page(Store(tmp_path))
+    text = page.page(Store(tmp_path))
     assert "No claims of the paper" in text and f"record-{made[0].key}" in text
 
 
@@ -134,12 +135,12 @@ def test_a_record_without_distances_or_passes_does_not_break_it(tmp_path: Path) 
     store.prepare()
     found = dataclasses.replace(record(place.cells[0]), distances={}, passes={}, made={})
     store.write_json("records", found.key, found)
-    assert found.key in report.page(store)
+    assert found.key in page.page(store)
 
 
-@pytest.mark.parametrize("state", list(report.STATES))
+@pytest.mark.parametrize("state", list(page.STATES))
 def test_states_are_told_by_words_and_not_by_colour_alone(tmp_path: Path, state: str) -> None:
-    text = report.page(Store(results(tmp_path)))
+    text = page.page(Store(results(tmp_path)))
     tile = re.search(rf'<li class="tile {state}">.*?</li>', text, re.S)
     assert tile and state in re.sub("<[^>]+>", " ", tile.group(0))
 
@@ -151,7 +152,7 @@ def test_a_table_of_ones_own_may_have_any_name(tmp_path: Path, name: str) -> Non
     table.name = name
     made = fill(tmp_path, [table], protocol.profile("smoke"))
     gallery(tmp_path, made)
-    text = report.page(Store(tmp_path))
+    text = page.page(Store(tmp_path))
     found = re.findall(r'\sid="([^"]+)"', text)
     assert len(found) == len(set(found)) and f'href="#part-{name}"' in text
 
@@ -160,7 +161,7 @@ def test_a_table_without_heads_has_as_many_headings_as_cells(tmp_path: Path) -> 
     table = protocol.load("table2")
     table.heads = []
     fill(tmp_path, [table], protocol.profile("smoke"))
-    text = report.page(Store(tmp_path))
+    text = page.page(Store(tmp_path))
     part = text[text.index('id="part-table2"') :]
     rows = re.findall(r"<tr>(.*?)</tr>", part[: part.index("</table>")], re.S)
     counts = {len(re.findall(r"<t[hd][ >]", row)) for row in rows}
@@ -180,7 +181,7 @@ def test_records_that_differ_in_ball_or_seed_can_be_told_apart(tmp_path: Path) -
         target = dataclasses.replace(cell.target, seed=seed)
         made = record(dataclasses.replace(cell, target=target, threat=threat))
         store.write_json("records", made.key, made)
-    body = re.search(r'<table id="all-records".*?</table>', report.page(store), re.S)
+    body = re.search(r'<table id="all-records".*?</table>', page.page(store), re.S)
     assert body is not None
     rows = re.findall(r"<tr data-flags.*?</tr>", body.group(), re.S)
     seen = {tuple(re.findall(r"<td[^>]*>([^<]*)</td>", row)[:5]) for row in rows}
@@ -192,7 +193,7 @@ def test_the_worst_case_stands_beside_every_attack(tmp_path: Path) -> None:
     results = Results(Store(tmp_path))
     worst = together.worst_cases(results.loaded.records)
     assert worst
-    text = report.page(Store(tmp_path))
+    text = page.page(Store(tmp_path))
     for case, group in ((worst[r.key], r) for r in results.loaded.records if r.key in worst):
         assert f">{in_percent(case.mean, case.interval)}</td>" in text
         assert case.mean <= group.robust.mean + 0.0005
@@ -205,5 +206,5 @@ def test_given_weights_were_not_trained_here(tmp_path: Path) -> None:
     target = dataclasses.replace(cell.target, training=own_model.GIVEN)
     made = record(dataclasses.replace(cell, target=target))
     store.write_json("records", made.key, made)
-    text = report.page(store)
+    text = page.page(store)
     assert "came with its weights" in text and "0 epochs" not in text
