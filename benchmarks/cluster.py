@@ -23,8 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import admission, expansion, keys, protocol
+from harness import admission, keys
 from harness.executors.ray import parts
+from harness.paper import expansion, protocol
 from harness.records import Cell, Target
 from harness.registry import models
 from harness.runner import source_of

@@ -1,4 +1,4 @@
-"""What a run takes where the user says nothing: `protocols/defaults.toml`, by dataset."""
+"""What a run takes where the user says nothing: `defaults.toml`, by dataset."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from harness.types import HarnessError, Spec, number
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    text = (
-        importlib.resources.files("harness.protocols").joinpath("defaults.toml").read_text("utf-8")
-    )
+    text = importlib.resources.files("harness").joinpath("defaults.toml").read_text("utf-8")
     return tomllib.loads(text)
 
 

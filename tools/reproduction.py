@@ -12,8 +12,8 @@ import argparse
 import re
 from pathlib import Path
 
-from harness import protocol
-from harness.numbers import Number, Results, percent, verdict
+from harness.paper import protocol
+from harness.paper.measured import Number, Results, percent, verdict
 from harness.store import Store
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.defended import Defended
-from harness.images import helper
+from harness.paper.figures.images import helper
 from harness.random import Draws, Role
 from harness.registry import attacks, defenses
 from harness.spec import build, parse

@@ -127,9 +127,9 @@ def reproduce(**words: Any) -> None:
     harness reproduce all --profile gpu --dry-run
     """
     if words["render"]:
-        from harness.drawing import command
+        from harness.paper.render import command
     else:
-        from harness.reproduce import command
+        from harness.paper.reproduce import command
     sys.exit(command(**words))
 
 

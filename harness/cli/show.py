@@ -68,7 +68,7 @@ def rank(**words: Any) -> None:
     \b
     harness rank --dataset mnist --dataset cifar10
     """
-    from harness.images import rank_command
+    from harness.paper.figures.images import rank_command
 
     sys.exit(rank_command(**words))
 
@@ -85,7 +85,7 @@ def reconstruct(**words: Any) -> None:
     \b
     harness reconstruct --dataset cifar10 --image 7
     """
-    from harness.images import reconstruct_command
+    from harness.paper.figures.images import reconstruct_command
 
     sys.exit(reconstruct_command(**words))
 

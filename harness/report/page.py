@@ -17,11 +17,13 @@ from typing import Any
 
 import msgspec
 
-from harness import audit, figures, paper_tables, protocol, store, together
-from harness.drawing import Reproduced, reproduced
-from harness.figure_data import FOLDER as DATA
-from harness.figure_data import Gallery, Picture
-from harness.numbers import Number, Results, Share, Verdict, percent, share, verdict
+from harness import audit, store, together
+from harness.paper import protocol, tables
+from harness.paper.figures import draw
+from harness.paper.figures.data import FOLDER as DATA
+from harness.paper.figures.data import Gallery, Picture
+from harness.paper.measured import Number, Results, Share, Verdict, percent, share, verdict
+from harness.paper.render import Reproduced, reproduced
 from harness.progress import duration
 from harness.records import Failure, Record
 from harness.statistics import in_percent
@@ -158,8 +160,8 @@ def _part(each: Reproduced, results: Results) -> Part:
     table, profile = each.protocol, each.profile
     common: dict[str, Any] = {"name": table.name, "profile": profile.name}
     if table.kind != "table":
-        drawing = figures.draw(table, profile, results)
-        svg, text = figures.rendered(drawing)
+        drawing = draw.draw(table, profile, results)
+        svg, text = draw.rendered(drawing)
         lines = [table.caption + "."]
         if table.source:
             lines.append(f"After {table.source}.")
@@ -172,12 +174,12 @@ def _part(each: Reproduced, results: Results) -> Part:
             data=text,
         )
     numbers = results.numbers(table, profile)
-    sheet = paper_tables.sheet(table, profile, numbers)
+    sheet = tables.sheet(table, profile, numbers)
     rows = []
     claims = []
     for i, row in enumerate(table.rows):
         mine = [number for number in numbers if number.place.row == i]
-        worst = paper_tables.worst(mine)
+        worst = tables.worst(mine)
         rows.append(
             Line(
                 labels=row.labels,
@@ -198,7 +200,7 @@ def _part(each: Reproduced, results: Results) -> Part:
                 Claimed(
                     part=table.title,
                     where=where,
-                    claimed=paper_tables.claimed(number),
+                    claimed=tables.claimed(number),
                     verdict=judged,
                     source=number.place.claim.source,
                     evidence=_evidence(number),
@@ -213,7 +215,7 @@ def _part(each: Reproduced, results: Results) -> Part:
         columns=[column.title for column in table.columns],
         rows=rows,
         suite=table.suite,
-        claiming=paper_tables.claims_anything(numbers),
+        claiming=tables.claims_anything(numbers),
         notes=[note for note in sheet.notes if note.startswith(("claim:", "refuted:"))],
         claims=claims,
     )
@@ -222,7 +224,7 @@ def _part(each: Reproduced, results: Results) -> Part:
 def _spot(number: Number) -> Spot:
     judged = verdict(number)
     return Spot(
-        claimed=paper_tables.claimed(number),
+        claimed=tables.claimed(number),
         measured=percent(number.measured) if number.measured else "",
         value=number.measured.mean if number.measured else None,
         flags=number.flags,

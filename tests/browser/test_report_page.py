@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import protocol
-from harness.figure_data import FOLDER
+from harness.paper import protocol
+from harness.paper.figures.data import FOLDER
 from harness.report import page
 from harness.store import Store
 from tests.helpers.fabricated import features, fill, gallery

@@ -11,9 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from harness import expansion, protocol
 from harness.cli import engine
 from harness.cli.main import main
+from harness.paper import expansion, protocol
 from harness.random import Draws
 from harness.records import Failure, Record
 from harness.spec import parse

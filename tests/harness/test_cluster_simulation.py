@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.cluster import Assumed, Graph, Task, longest, schedule
-from harness import expansion, protocol
+from harness.paper import expansion, protocol
 
 
 def task(seconds: float, *after: int) -> Task:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from defenses.menet import NuclearNormMENet
 from defenses.vanilla import Vanilla
 from harness.defended import Defended
-from harness.numbers import cell_name
+from harness.paper.measured import cell_name
 from harness.progress import Silent
 from harness.random import Draws, Role
 from harness.records import Cell, Precision, Target, TrainingPlan

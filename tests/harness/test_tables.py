@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from harness import expansion, protocol, tables
+from harness import tables
+from harness.paper import expansion, protocol
 from harness.records import Cell, Failure, Record
 from harness.spec import Spec
 from tests.helpers.fabricated import COUNT, record

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from harness import expansion, protocol
+from harness.paper import expansion, protocol
 from harness.records import Accuracy, Cell, Record
 from harness.spec import Spec
 from harness.verdict import conclude

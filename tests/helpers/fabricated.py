@@ -6,9 +6,9 @@ import hashlib
 import random
 from pathlib import Path
 
-from harness import expansion, keys
-from harness.drawing import remember
-from harness.figure_data import (
+from harness import keys
+from harness.paper import expansion
+from harness.paper.figures.data import (
     FOLDER,
     Cloud,
     Example,
@@ -18,7 +18,8 @@ from harness.figure_data import (
     Shelf,
     picture,
 )
-from harness.protocol import Profile, Protocol
+from harness.paper.protocol import Profile, Protocol
+from harness.paper.render import remember
 from harness.records import Accuracy, Cell, Record, Timing, TracePoint, pack
 from harness.store import Store
 

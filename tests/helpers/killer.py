@@ -22,7 +22,8 @@ from typing import Any
 import faults
 
 from harness import data, estimates, keys, provenance, registry, store, train
-from harness.cli import engine, main
+from harness.cli import engine
+from harness.cli import main as command_line
 
 PHASES = ("starting", "training", "estimates", "attack", "scoring", "writing")
 place = mmap.mmap(-1, 1)
@@ -88,7 +89,7 @@ def start(arguments: list[str], log: Path, first: Callable[[], None] | None = No
         if first is not None:
             first()
         try:
-            main.main(arguments, standalone_mode=False)
+            command_line(arguments, standalone_mode=False)
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)

@@ -12,11 +12,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from harness import expansion, own_model, protocol, together
+from harness import own_model, together
 from harness.cli.main import main
-from harness.figure_data import FOLDER
-from harness.numbers import Results, percent, verdict
-from harness.protocol import Row
+from harness.paper import expansion, protocol
+from harness.paper.figures.data import FOLDER
+from harness.paper.measured import Results, percent, verdict
+from harness.paper.protocol import Row
 from harness.records import Failure
 from harness.report import page
 from harness.statistics import in_percent

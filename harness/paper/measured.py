@@ -12,9 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from harness import audit, claims, expansion, keys, suite
-from harness.expansion import Place
-from harness.protocol import Profile, Protocol
+from harness import audit, keys, suite
+from harness.paper import claims, expansion
+from harness.paper.expansion import Place
+from harness.paper.protocol import Profile, Protocol
 from harness.records import Cell, Failure, Record
 from harness.statistics import in_percent, wilson
 from harness.store import Store

@@ -9,9 +9,11 @@ from typing import Any
 import click
 import msgspec
 
-from harness import figures, paper_tables, protocol
-from harness.numbers import Results
-from harness.protocol import Profile, Protocol
+from harness.paper import protocol
+from harness.paper import tables as paper_tables
+from harness.paper.figures import draw
+from harness.paper.measured import Results
+from harness.paper.protocol import Profile, Protocol
 from harness.store import Store
 from harness.types import HarnessError
 
@@ -45,7 +47,7 @@ def render(
         if table.kind == "table":
             written += paper_tables.write(table, profile, results)
         else:
-            written += figures.write(table, profile, results)
+            written += draw.write(table, profile, results)
     for path in written:
         say(str(path))
     return written

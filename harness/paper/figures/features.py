@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness import defaults, expansion, images, keys, registry, store
+from harness import defaults, keys, registry, store
 from harness.defended import Defended
-from harness.figure_data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
-from harness.numbers import cell_name
-from harness.protocol import Profile, Protocol
+from harness.paper import expansion
+from harness.paper.figures import images
+from harness.paper.figures.data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
+from harness.paper.measured import cell_name
+from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.records import Cell, Record
 from harness.runner import Plan, Runner, plan

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from harness import claims, defaults, protocol
-from harness.claims import Claim
-from harness.decoding import nearest
-from harness.protocol import Column, Profile, Protocol, Row, Rule, Settings
+from harness import defaults
+from harness.paper import claims, protocol
+from harness.paper.claims import Claim
+from harness.paper.decoding import nearest
+from harness.paper.protocol import Column, Profile, Protocol, Row, Rule, Settings
 from harness.records import Cell, Target
 from harness.spec import parse
 from harness.types import HarnessError, Spec, ThreatModel

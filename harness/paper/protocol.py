@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from harness.decoding import decode, line_of, nearest
+from harness.paper.decoding import decode, line_of, nearest
 from harness.records import Precision
 from harness.types import HarnessError, Norm, Training
 
@@ -155,7 +155,7 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def names() -> list[str]:
     """The protocols that come with the harness: tables, figures, then what goes beyond the paper."""
-    folder = importlib.resources.files("harness.protocols")
+    folder = importlib.resources.files("harness.paper.protocols")
     found = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")]
     found = [name for name in found if name not in ("defaults", "profiles", "attacks")]
     return sorted(found, key=order)
@@ -229,7 +229,7 @@ def recipes() -> dict[str, str]:
 
 
 def _shipped(file: str) -> str:
-    return importlib.resources.files("harness.protocols").joinpath(file).read_text("utf-8")
+    return importlib.resources.files("harness.paper.protocols").joinpath(file).read_text("utf-8")
 
 
 def _read(path: Path) -> str:

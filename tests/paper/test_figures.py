@@ -17,10 +17,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from harness import figures, images, protocol
 from harness.cli.main import main
-from harness.figure_data import FOLDER, RankData, Ranks
-from harness.numbers import Results
+from harness.paper import protocol
+from harness.paper.figures import draw, images
+from harness.paper.figures.data import FOLDER, RankData, Ranks
+from harness.paper.measured import Results
 from harness.progress import Silent
 from harness.report import page
 from harness.store import Store
@@ -53,7 +54,7 @@ def test_every_figure_of_the_paper_without_torch(tmp_path: Path) -> None:
         store.write_json(FOLDER, name, features())
     results = Results(store)
     first = {
-        path: path.read_bytes() for table in tables for path in figures.write(table, SMOKE, results)
+        path: path.read_bytes() for table in tables for path in draw.write(table, SMOKE, results)
     }
     assert len(first) == 3 * len(names)
     for path, content in first.items():
@@ -74,9 +75,9 @@ def test_every_figure_of_the_paper_without_torch(tmp_path: Path) -> None:
 def test_what_is_missing_says_so(tmp_path: Path) -> None:
     Store(tmp_path).prepare()
     results = Results(Store(tmp_path))
-    figures.write(protocol.load("figure4"), SMOKE, results)
+    draw.write(protocol.load("figure4"), SMOKE, results)
     assert "not made yet" in rows(tmp_path / "figures" / "figure4.csv")[0]["reason"]
-    figures.write(protocol.load("figure6"), SMOKE, results)
+    draw.write(protocol.load("figure6"), SMOKE, results)
     found = rows(tmp_path / "figures" / "figure6.csv")
     assert all(row["measured"] == "" for row in found)  # the paper's curve alone
     assert "not measured" in (tmp_path / "figures" / "figure6.svg").read_text()
@@ -85,7 +86,7 @@ def test_what_is_missing_says_so(tmp_path: Path) -> None:
 def test_figure_6_shows_the_trace_beside_the_papers_curve(tmp_path: Path) -> None:
     table, laptop = protocol.load("figure6"), protocol.profile("laptop")
     made = fill(tmp_path, [table], laptop)
-    figures.write(table, laptop, Results(Store(tmp_path)))
+    draw.write(table, laptop, Results(Store(tmp_path)))
     found = rows(tmp_path / "figures" / "figure6.csv")
     claimed = [row for row in found if row["claimed"]]
     assert len(claimed) == 54
@@ -97,7 +98,7 @@ def test_figure_6_shows_the_trace_beside_the_papers_curve(tmp_path: Path) -> Non
 
 
 def test_ranks_count_every_image(tmp_path: Path) -> None:
-    drawing = figures.draw_ranks(protocol.load("figure1"), ranks())
+    drawing = draw.draw_ranks(protocol.load("figure1"), ranks())
     assert [row[2] for row in drawing.rows[:4]] == [0, 2, 5, 3]
     assert drawing.rows[3][4] == pytest.approx(1.0)
 
@@ -162,7 +163,7 @@ def test_a_dollar_in_a_title_is_a_dollar(tmp_path: Path) -> None:
         table.title = r"a $\frac{$ b"
         table.rows[0].labels[0] = r"$x_1$"
         fill(tmp_path / name, [table], SMOKE)
-        figures.write(table, SMOKE, Results(Store(tmp_path / name)))
+        draw.write(table, SMOKE, Results(Store(tmp_path / name)))
         assert r"a $\frac{$ b" in (tmp_path / name / "figures" / f"{name}.svg").read_text()
 
 
@@ -175,7 +176,7 @@ def test_a_trace_is_the_mean_over_the_seeds(tmp_path: Path) -> None:
         if each.cell.target.seed == 1:
             trace = tuple(dataclasses.replace(p, accuracy=p.accuracy - 0.2) for p in each.trace)
             store.write_json("records", each.key, dataclasses.replace(each, trace=trace))
-    figures.write(table, profile, Results(store))
+    draw.write(table, profile, Results(store))
     first = made[0].trace[0]
     found = [r for r in rows(tmp_path / "figures" / "figure6.csv") if r["steps"] == str(first.step)]
     measured = [float(row["measured"]) for row in found if row["measured"]]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from harness import claims, expansion, protocol, suite
+from harness import suite
 from harness.cli.main import main
-from harness.protocol import Profile
+from harness.paper import claims, expansion, protocol
+from harness.paper.protocol import Profile
 from harness.spec import build, parse
 from harness.types import HarnessError, ThreatModel
 
@@ -54,7 +55,7 @@ def test_every_protocol_expands_under_every_profile(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", list(protocol.profiles()))
 def test_every_plugin_and_parameter_that_they_name_exists(profile: str) -> None:
-    from harness.reproduce import check_plugins
+    from harness.paper.reproduce import check_plugins
 
     chosen = protocol.profile(profile)
     for name in protocol.names():

@@ -15,11 +15,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from harness import curves, store
-from harness.figure_data import FOLDER as DATA
-from harness.figure_data import FeatureData, MaskData, Picture, RankData
-from harness.numbers import Results
-from harness.protocol import Profile, Protocol
+from harness import store
+from harness.paper.figures import curves
+from harness.paper.figures.data import FOLDER as DATA
+from harness.paper.figures.data import FeatureData, MaskData, Picture, RankData
+from harness.paper.measured import Results
+from harness.paper.protocol import Profile, Protocol
 from harness.tables import guarded
 
 FOLDER = "figures"

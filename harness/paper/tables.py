@@ -11,9 +11,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import audit, claims, expansion, protocol, store
-from harness.numbers import After, Number, Results, Share, percent, symbols, verdict
-from harness.protocol import Profile, Protocol
+from harness import audit, store
+from harness.paper import claims, expansion, protocol
+from harness.paper.measured import After, Number, Results, Share, percent, symbols, verdict
+from harness.paper.protocol import Profile, Protocol
 from harness.records import Record
 from harness.tables import UNKNOWN, escape_markdown, guarded
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness import expansion, paper_tables, protocol, suite
-from harness.numbers import Results, cell_name, percent, verdict
-from harness.protocol import Protocol, Row
+from harness import suite
+from harness.paper import expansion, protocol, tables
+from harness.paper.measured import Results, cell_name, percent, verdict
+from harness.paper.protocol import Protocol, Row
 from harness.records import Cell, Failure
 from harness.store import Store
 from tests.helpers.fabricated import fill, record
@@ -36,7 +37,7 @@ def body(text: str) -> list[list[str]]:
 
 def test_the_papers_order_of_rows_and_columns(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table4")
-    sheet = paper_tables.sheet(table, SMOKE, results.numbers(table, SMOKE))
+    sheet = tables.sheet(table, SMOKE, results.numbers(table, SMOKE))
     assert sheet.header == [
         *("Network", "Method", "Type", "Steps"),
         *("claimed", "measured", "after the adaptive suite", "flags"),
@@ -77,18 +78,16 @@ def test_missing_cells_are_dashes_and_failed_ones_say_why(tmp_path: Path) -> Non
         cell = place.cells[0]
         failure = Failure(key=f"f{place.row}", cell=cell, reason="it | broke", kind=kind)
         store.write_json("failures", failure.key, failure)
-    sheet = paper_tables.sheet(table, SMOKE, Results(store).numbers(table, SMOKE))
+    sheet = tables.sheet(table, SMOKE, Results(store).numbers(table, SMOKE))
     assert [row[4] for row in sheet.body] == ["refused: it | broke", "failed: it | broke", "–", "–"]
     assert [row[-1] for row in sheet.body] == ["–"] * 4
     assert "Nothing is measured yet." in sheet.caption
-    assert "refused: it \\| broke" in paper_tables.markdown(sheet)
+    assert "refused: it \\| broke" in tables.markdown(sheet)
 
 
 def test_unknown_claims_are_dashes(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table1")
-    rows = body(
-        paper_tables.markdown(paper_tables.sheet(table, SMOKE, results.numbers(table, SMOKE)))
-    )
+    rows = body(tables.markdown(tables.sheet(table, SMOKE, results.numbers(table, SMOKE))))
     vanilla = rows[2]
     assert vanilla[2:12:2] == ["–", "–", "–", "–", "0.0"]
 
@@ -121,7 +120,7 @@ def test_table_6_has_one_model_in_a_row(tmp_path: Path) -> None:
 
 def test_caption_says_what_was_scaled_down(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table4")
-    text = " ".join(paper_tables.caption(table, SMOKE, results.numbers(table, SMOKE)))
+    text = " ".join(tables.caption(table, SMOKE, results.numbers(table, SMOKE)))
     for part in (
         "Profile smoke",
         "mnist in place of cifar10",
@@ -139,11 +138,11 @@ def test_caption_says_what_was_scaled_down(tmp_path: Path) -> None:
 
 def test_the_same_bytes_each_time_and_without_torch(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table6", leave_out=4)
-    first = {path: path.read_bytes() for path in paper_tables.write(table, SMOKE, results)}
+    first = {path: path.read_bytes() for path in tables.write(table, SMOKE, results)}
     assert {path.suffix for path in first} == {".md", ".csv", ".tex"}
     code = (
         "import sys\nfrom pathlib import Path\nfrom harness import paper_tables, protocol\n"
-        "from harness.numbers import Results\nfrom harness.store import Store\n"
+        "from harness.paper.measured import Results\nfrom harness.store import Store\n"
         f"results = Results(Store(Path({str(tmp_path)!r})))\n"
         "table, profile = protocol.load('table6'), protocol.profile('smoke')\n"
         "paper_tables.write(table, profile, results)\n"
@@ -159,14 +158,14 @@ def test_names_cannot_break_a_format(tmp_path: Path) -> None:
     fill(tmp_path, [table], SMOKE)
     results = Results(Store(tmp_path))
     numbers = results.numbers(table, SMOKE)
-    sheet = paper_tables.sheet(table, SMOKE, numbers)
-    markdown = paper_tables.markdown(sheet)
+    sheet = tables.sheet(table, SMOKE, numbers)
+    markdown = tables.markdown(sheet)
     assert "=1+1 \\| &lt;script>" in markdown
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(sheet.header) + 1}
-    rows = list(csv.DictReader(io.StringIO(paper_tables.csv_text(table, numbers))))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_text(table, numbers))))
     assert rows[0]["Method"] == "'=1+1 | <script>"
-    latex = paper_tables.latex(sheet)
+    latex = tables.latex(sheet)
     assert r"50 \% \textbackslash{} \$\_\{x\}\#\textasciitilde{}\textasciicircum{}\&" in latex
     assert latex.count(r"\begin{tabular}") == 1
 
@@ -174,7 +173,7 @@ def test_names_cannot_break_a_format(tmp_path: Path) -> None:
 def test_csv_holds_every_number_in_full(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table5")
     numbers = results.numbers(table, SMOKE)
-    rows = list(csv.DictReader(io.StringIO(paper_tables.csv_text(table, numbers))))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_text(table, numbers))))
     assert len(rows) == len(numbers) == 6
     for row, number in zip(rows, numbers, strict=True):
         assert float(row["measured"]) == number.records[0].robust.mean
@@ -254,11 +253,11 @@ def test_a_table_without_heads_keeps_its_rows_apart(tmp_path: Path) -> None:
     table.heads = []
     fill(tmp_path, [table], SMOKE)
     numbers = Results(Store(tmp_path)).numbers(table, SMOKE)
-    rows = list(csv.DictReader(io.StringIO(paper_tables.csv_text(table, numbers))))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_text(table, numbers))))
     assert [(row["label 1"], row["label 2"]) for row in rows][::2] == [
         tuple(row.labels) for row in table.rows
     ]
-    sheet = paper_tables.sheet(table, SMOKE, numbers)
+    sheet = tables.sheet(table, SMOKE, numbers)
     assert {len(row) for row in sheet.body} == {len(sheet.header)}
 
 
@@ -267,7 +266,7 @@ def test_a_row_is_not_read_as_an_argument_of_latex(tmp_path: Path, label: str) -
     table = protocol.load("table2")
     table.heads[0] = table.rows[0].labels[0] = label
     numbers = Results(Store(tmp_path)).numbers(table, SMOKE)
-    latex = paper_tables.latex(paper_tables.sheet(table, SMOKE, numbers))
+    latex = tables.latex(tables.sheet(table, SMOKE, numbers))
     assert latex.count("{}" + label) == 2
 
 
@@ -294,5 +293,5 @@ def test_several_seeds_are_said_in_the_caption(tmp_path: Path) -> None:
         folder = tmp_path / str(len(seeds))
         fill(folder, [table], profile)
         numbers = Results(Store(folder)).numbers(table, profile)
-        text = " ".join(paper_tables.caption(table, profile, numbers))
+        text = " ".join(tables.caption(table, profile, numbers))
         assert ("and the seeds" in text) is says

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import data, keys, protocol, registry
-from harness.figure_data import FOLDER, MaskData, Picture, RankData, Ranks, picture
+from harness import data, keys, registry
+from harness.paper import protocol
+from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
+from harness.paper.protocol import Profile, Protocol
 from harness.progress import Reporter, reporter
-from harness.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.spec import build, parse
 from harness.store import Store
@@ -167,18 +168,18 @@ def prepare(
 
 def rank_command(**words: Any) -> int:
     """`harness rank`."""
-    from harness import figures
+    from harness.paper.figures import draw
 
     report = reporter()
     found = rank_data(words["datasets"], words["images"], data_dir=words["data_dir"], report=report)
     table = protocol.load("figure1")
-    figures.save(figures.draw_ranks(table, found), words["output"], "rank")
+    draw.save(draw.draw_ranks(table, found), words["output"], "rank")
     return 0
 
 
 def reconstruct_command(**words: Any) -> int:
     """`harness reconstruct`."""
-    from harness import figures
+    from harness.paper.figures import draw
 
     table = protocol.load("figure2")
     found = mask_data(
@@ -189,5 +190,5 @@ def reconstruct_command(**words: Any) -> int:
         data_dir=words["data_dir"],
         report=reporter(),
     )
-    figures.save(figures.draw_masks(table, found), words["output"], "reconstruct")
+    draw.save(draw.draw_masks(table, found), words["output"], "reconstruct")
     return 0

@@ -49,7 +49,11 @@ class Claim:
 @functools.cache
 def load() -> tuple[Claim, ...]:
     """All claims, in the order of the file."""
-    text = importlib.resources.files("harness.protocols").joinpath("claims.csv").read_text("utf-8")
+    text = (
+        importlib.resources.files("harness.paper.protocols")
+        .joinpath("claims.csv")
+        .read_text("utf-8")
+    )
     return tuple(_claim(row) for row in csv.DictReader(text.splitlines()))
 
 

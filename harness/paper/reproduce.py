@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from harness import expansion, protocol, registry
-from harness.drawing import choose, remember, render, results_folder
-from harness.expansion import Place
-from harness.numbers import CELLS, cell_name
-from harness.protocol import Profile, Protocol
+from harness import registry
+from harness.paper import expansion, protocol
+from harness.paper.expansion import Place
+from harness.paper.measured import CELLS, cell_name
+from harness.paper.protocol import Profile, Protocol
+from harness.paper.render import choose, remember, render, results_folder
 from harness.records import Cell, Failure, Record
 from harness.runner import Plan, Runner, plan
 from harness.spec import build, parse
@@ -179,7 +180,8 @@ def command(**words: Any) -> int:
 
 
 def _session(tables: list[Protocol], profile: Profile, runner: Runner, dry_run: bool) -> int:
-    from harness import calibrate, features
+    from harness import calibrate
+    from harness.paper.figures import features
 
     workshop = runner.workshop
     job = prepare(tables, profile, workshop)

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from harness import claims
-from harness.claims import Claim
-from harness.expansion import steps_of, training_of
-from harness.numbers import Number, Results, Share
-from harness.protocol import Profile, Protocol, headings
+from harness.paper import claims
+from harness.paper.claims import Claim
+from harness.paper.expansion import steps_of, training_of
+from harness.paper.measured import Number, Results, Share
+from harness.paper.protocol import Profile, Protocol, headings
 
 if TYPE_CHECKING:
-    from harness.figures import Drawing
+    from harness.paper.figures.draw import Drawing
 
 Point = tuple[float, Share]
 
 
 def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
     """A panel for each value of the first label: what was measured, and the paper's curve behind it."""
-    from harness.figures import COLOURS, MARKERS, Drawing
+    from harness.paper.figures.draw import COLOURS, MARKERS, Drawing
 
     numbers = results.numbers(table, profile)
     panels = list(dict.fromkeys(row.labels[0] for row in table.rows))
@@ -76,7 +76,7 @@ def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
 
 def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
     """One panel: a line for each row, a point for each column."""
-    from harness.figures import COLOURS, MARKERS, Drawing
+    from harness.paper.figures.draw import COLOURS, MARKERS, Drawing
 
     numbers = results.numbers(table, profile)
     figure = Figure(figsize=(6.2, 3.9))
