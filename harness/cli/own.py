@@ -23,7 +23,7 @@ def new(kind: str, name: str, folder: Path) -> None:
     \b
     harness new attack my-attack
     """
-    from harness import scaffold
+    from harness.conformance import scaffold
 
     plugin, test = scaffold.write("attack" if kind == "attack" else "defense", name, folder)
     click.echo(f"{plugin}: edit this")
@@ -42,10 +42,10 @@ def check(plugin: str) -> None:
     \b
     harness check my_attack.py
     """
-    from harness import kit
+    from harness.conformance import checks
 
     failed = 0
-    for finding in kit.findings(plugin):
+    for finding in checks.findings(plugin):
         failed += bool(finding.reason)
         click.echo(f"{'FAILED' if finding.reason else 'ok    '}  {finding.check}")
         if finding.reason:

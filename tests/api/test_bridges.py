@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
 from harness.api.evaluate import load_images
-from harness.conformance import Broken, untouched_random_state
+from harness.conformance.attacks import Broken, untouched_random_state
 from harness.defended import Defended
 from harness.frames import to_tensorboard
 from harness.judge import check_images

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from harness.conformance import described
-from harness.conformance_defenses import DEFENSE_CHECKS
+from harness.conformance.attacks import described
+from harness.conformance.defenses import DEFENSE_CHECKS
 from harness.registry import defenses
 from harness.spec import build, fields, parse
 from harness.types import Batch, Defense

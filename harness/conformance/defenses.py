@@ -10,7 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from harness.conformance import other_random_state, require, require_steady, untouched_random_state
+from harness.conformance.attacks import (
+    other_random_state,
+    require,
+    require_steady,
+    untouched_random_state,
+)
 from harness.defended import Defended
 from harness.random import Draws, Role
 from harness.types import Backward, Batch, Defense, Randomness

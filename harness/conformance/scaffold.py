@@ -47,5 +47,7 @@ def write(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def _filled(template: str, words: dict[str, str]) -> str:
-    path = importlib.resources.files("harness").joinpath("templates", f"{template}.py.txt")
+    path = importlib.resources.files("harness.conformance").joinpath(
+        "templates", f"{template}.py.txt"
+    )
     return string.Template(path.read_text("utf-8")).substitute(words)

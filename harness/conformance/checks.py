@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import conformance as kit
-from harness import conformance_defenses, registry
+from harness import registry
+from harness.conformance import attacks as kit
+from harness.conformance import defenses
 from harness.data import load
 from harness.spec import build, fields, parse
 from harness.types import Attack, Defense, HarnessError, Spec
@@ -136,6 +137,6 @@ def _of_attack(name: str, attack: Attack) -> list[Check]:
 def _of_defense(name: str, defense: Defense) -> list[Check]:
     batch = load("digits", "test").batch(slice(0, 8))
     found = [Check(name, "described", functools.partial(kit.described, defense))]
-    for label, check in conformance_defenses.DEFENSE_CHECKS.items():
+    for label, check in defenses.DEFENSE_CHECKS.items():
         found.append(Check(name, label, functools.partial(check, defense, batch)))
     return found
