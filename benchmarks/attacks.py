@@ -31,8 +31,8 @@ from attacks.spsa import SPSA
 from harness import data
 from harness.defended import Defended
 from harness.random import Draws, Role, permutation
-from harness.records import Precision
 from harness.registry import defenses, models
+from harness.results.records import Precision
 from harness.types import Attack, Batch, Dataset, ThreatModel
 from harness.views import View
 

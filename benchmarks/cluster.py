@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import admission, keys
 from harness.executors.ray import parts
 from harness.paper import expansion, protocol
-from harness.records import Cell, Target
 from harness.registry import models
+from harness.results.records import Cell, Target
 from harness.runner import source_of
 from harness.spec import build
 from harness.types import Attack, Defense, Spec

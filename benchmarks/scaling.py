@@ -89,7 +89,7 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
 
     from harness import defaults
     from harness.progress import Silent
-    from harness.records import Cell, Record, Target, Timing
+    from harness.results.records import Cell, Record, Target, Timing
     from harness.runner import Runner, plan
     from harness.store import Store
     from harness.train import Stop

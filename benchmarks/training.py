@@ -22,7 +22,7 @@ import torch
 
 from harness import defaults
 from harness.progress import Silent
-from harness.records import Target
+from harness.results.records import Target
 from harness.spec import parse
 from harness.store import Store
 from harness.train import Stop

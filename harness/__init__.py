@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
     from harness.api.evaluate import evaluate, load_defended, load_images
-    from harness.frames import load as load_records
+    from harness.results.frames import load as load_records
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +30,7 @@ _HOMES = {
     "evaluate": "harness.api.evaluate",
     "load_defended": "harness.api.evaluate",
     "load_images": "harness.api.evaluate",
-    "load_records": "harness.frames:load",
+    "load_records": "harness.results.frames:load",
     "attacker": "harness.api.bridges",
     "to_art": "harness.api.bridges",
     "to_foolbox": "harness.api.bridges",

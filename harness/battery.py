@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import audit, binarise, guests, keys, own_model, store, suite
+from harness import binarise, guests, keys, own_model, store, suite
 from harness.defended import Defended
 from harness.progress import duration
 from harness.random import Draws, Role
-from harness.records import Cell, Record, Target
 from harness.registry import attacks
+from harness.results import flags as audit
+from harness.results.records import Cell, Record, Target
 from harness.runner import Runner, plan
 from harness.spec import build
 from harness.suite import Entry

@@ -21,7 +21,7 @@ from harness.defended import Defended
 from harness.geometry import project, step
 from harness.judge import check_images, predictions
 from harness.random import Draws, Role
-from harness.statistics import wilson
+from harness.results.statistics import wilson
 from harness.types import Attack, Backward, Batch, HarnessError, ThreatModel
 from harness.views import View
 

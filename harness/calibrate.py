@@ -17,8 +17,8 @@ from harness import keys
 from harness.defended import Defended
 from harness.progress import duration
 from harness.random import Draws, Role
-from harness.records import Target
 from harness.registry import attacks, models
+from harness.results.records import Target
 from harness.runner import Plan, Runner
 from harness.spec import build
 from harness.types import Attack, Dataset, HarnessError

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import registry
-from harness.records import Cell, Failure, Record
+from harness.results.records import Cell, Failure, Record
+from harness.results.tables import guarded
 from harness.spec import convert
-from harness.tables import guarded
 from harness.types import HarnessError, Spec, number
 
 AXES = ("steps", "eot", "restarts", "epsilon")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import Draws, Role, content_ids
-from harness.records import Precision
+from harness.results.records import Precision
 from harness.types import Backward, Defense, HarnessError
 
 

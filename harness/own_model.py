@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from harness.defended import Defended
 from harness.random import Draws, Role
-from harness.records import TrainingPlan
 from harness.registry import models
-from harness.statistics import mcnemar
+from harness.results.records import TrainingPlan
+from harness.results.statistics import mcnemar
 from harness.types import Batch, Dataset, HarnessError, Spec
 
 PROBE_IMAGES = 256

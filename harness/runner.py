@@ -15,7 +15,7 @@ from harness.executors.local import Crew
 from harness.generation import Generation, Shard
 from harness.leases import Busy, Leases
 from harness.matrix import Matrix, Planned
-from harness.records import Cell, Failure, Record, Target, Timing
+from harness.results.records import Cell, Failure, Record, Target, Timing
 from harness.scoring import Scoring
 from harness.train import Interrupted
 from harness.types import Access, Attack, HarnessError, Source, Victim

@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness import audit
-from harness.paired import comparable
-from harness.records import Record, unpack
+from harness.results import flags
+from harness.results.paired import comparable
+from harness.results.records import Record, unpack
+from harness.results.statistics import wilson
 from harness.spec import parse
-from harness.statistics import wilson
 from harness.types import Defense, HarnessError, Spec, ThreatModel
 
 _LEAST = {"steps": 10, "eot": 2, "queries": 100, "samples": 16}
@@ -160,7 +160,7 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Reco
     """Records whose outcomes may be joined: of one target, one set of images and one ball."""
     found: dict[tuple[str, ThreatModel], list[Record]] = {}
     for record in records:
-        place = (audit.target_key(record), record.cell.threat)
+        place = (flags.target_key(record), record.cell.threat)
         found.setdefault(place, []).append(record)
     return found
 

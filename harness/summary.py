@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import audit, provenance
 from harness.generation import Shard
 from harness.judge import Judgement
-from harness.records import Accuracy, Cell, Record, TracePoint, pack
 from harness.registry import defenses
+from harness.results import flags, provenance
+from harness.results.records import Accuracy, Cell, Record, TracePoint, pack
 from harness.spec import build
 from harness.types import Attack, Dataset, Defense
 
@@ -144,7 +144,7 @@ def record(
         made=provenance.made(str(device), torch.get_num_threads()),
     )
     changed = any(shard.changed for shard in shards)
-    return dataclasses.replace(found, flags=audit.flags(found, model_changed=changed))
+    return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))
 
 
 def _packed_votes(predicted: Tensor, labels: Tensor, classes: int) -> str:

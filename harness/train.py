@@ -18,7 +18,7 @@ from torch.nn import functional
 from harness import log, memory, store
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine, permutation
-from harness.records import TrainingPlan
+from harness.results.records import TrainingPlan
 from harness.types import Batch, Dataset, HarnessError
 
 

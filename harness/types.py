@@ -177,7 +177,7 @@ class Defense(abc.ABC):
         return None
 
     def auxiliary_plan(self) -> Mapping[str, Any]:
-        """How the auxiliary module is trained: fields of `harness.records.TrainingPlan`."""
+        """How the auxiliary module is trained: fields of `harness.results.records.TrainingPlan`."""
         return {"epochs": 10, "batch_size": 64, "optimiser": "adam", "learning_rate": 1e-3}
 
     def auxiliary_loss(self, module: nn.Module, images: Tensor) -> Tensor:

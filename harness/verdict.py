@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from harness import audit
-from harness.paired import comparable
 from harness.progress import duration
-from harness.records import Record, Target
-from harness.statistics import in_percent
+from harness.results import flags as audit
+from harness.results.paired import comparable
+from harness.results.records import Record, Target
+from harness.results.statistics import in_percent
 from harness.suite import Worst, worst_case
 from harness.types import ThreatModel
 

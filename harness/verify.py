@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import audit, keys, provenance, store
+from harness import keys, store
 from harness.defended import Defended
-from harness.paired import right_counts
 from harness.progress import Reporter
 from harness.random import Draws, Role
-from harness.records import Accuracy, Record, unpack
+from harness.results import flags, provenance
+from harness.results.paired import right_counts
+from harness.results.records import Accuracy, Record, unpack
 from harness.runner import Plan, plan
 from harness.suite import vote_outcomes
 from harness.types import Dataset, HarnessError, ThreatModel
@@ -117,7 +118,7 @@ def consistency(record: Record, name: str) -> list[str]:
     if abs(record.fooled_on_the_way - fooled) > 1e-9:
         problems.append("the share of images fooled on the way is not that of its outcomes")
     own = {flag: reason for flag, reason in record.flags.items() if flag != "model-changed"}
-    if audit.flags(record) != own:
+    if flags.flags(record) != own:
         problems.append("its flags are not those that its numbers raise")
     return problems
 

@@ -18,8 +18,8 @@ from harness.defended import Defended
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine
-from harness.records import Target, TrainingPlan
 from harness.registry import models
+from harness.results.records import Target, TrainingPlan
 from harness.spec import build
 from harness.store import DamagedFile, Store, StoreError
 from harness.types import (

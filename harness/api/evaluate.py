@@ -19,24 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import (
-    audit,
-    data,
-    data_checks,
-    defaults,
-    guests,
-    keys,
-    own_model,
-    progress,
-    store,
-    suite,
-)
+from harness import data, data_checks, defaults, guests, keys, own_model, progress, store, suite
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cli import engine
 from harness.defended import Defended
-from harness.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.registry import defenses as defense_registry
+from harness.results import flags
+from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.runner import Runner, plan
 from harness.spec import build, parse
 from harness.train import Stop
@@ -363,7 +353,7 @@ def _gather(
     failures = [result for result in results if isinstance(result, Failure)]
     if not records:
         raise HarnessError("; ".join(f"{each.cell.attack}: {each.reason}" for each in failures))
-    found = audit.across(records)
+    found = flags.across(records)
     flagged = tuple(dataclasses.replace(each, flags=found[each.key]) for each in records)
     images = {}
     for record in flagged:

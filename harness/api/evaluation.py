@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import audit, frames, tables
-from harness.paired import shares
-from harness.records import Failure, Record, Timing
+from harness.results import flags as audit
+from harness.results import frames, tables
+from harness.results.paired import shares
+from harness.results.records import Failure, Record, Timing
 from harness.suite import Worst
 
 if TYPE_CHECKING:

@@ -8,20 +8,10 @@ from typing import Any
 
 import click
 
-from harness import audit as flags
-from harness import (
-    battery,
-    convergence,
-    defaults,
-    guests,
-    own_model,
-    registry,
-    store,
-    together,
-    verify,
-)
+from harness import battery, convergence, defaults, guests, own_model, registry, store, verify
 from harness.cli import engine
-from harness.records import Cell, Target
+from harness.results import flags, summaries
+from harness.results.records import Cell, Target
 from harness.runner import Runner
 from harness.spec import parse
 from harness.store import Store
@@ -128,7 +118,7 @@ def curves(**words: Any) -> int:
     wanted = convergence.points(base, axes, equal_budget=words["equal_budget"])
 
     def work(runner: Runner) -> int:
-        results = together.flagged(runner.run([point.cell for point in wanted]))
+        results = summaries.flagged(runner.run([point.cell for point in wanted]))
         found = list(zip(wanted, results, strict=True))
         folder: Path = words["output"]
         store.make_folder(folder)
@@ -138,7 +128,7 @@ def curves(**words: Any) -> int:
         store.write_atomic(folder / "convergence.svg", convergence.svg(found, title))
         click.echo(text, nl=False)
         click.echo(f"{folder / 'convergence.csv'} and {folder / 'convergence.svg'}")
-        raised = together.all_flags(results)
+        raised = summaries.all_flags(results)
         return flags.strict_status(raised) if words["strict"] else 0
 
     return engine.session(_store(words), {"batch_size": 128, **words}, work)

@@ -12,22 +12,11 @@ from typing import Any
 import click
 import torch
 
-from harness import (
-    audit,
-    defaults,
-    guests,
-    log,
-    memory,
-    own_model,
-    registry,
-    remote,
-    suite,
-    tables,
-    together,
-)
+from harness import defaults, guests, log, memory, own_model, registry, remote, suite
 from harness.executors import local, ray
 from harness.progress import reporter
-from harness.records import Cell, Failure, Precision, Record, Target, Timing
+from harness.results import flags, summaries, tables
+from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.runner import Runner
 from harness.spec import accepts_any, build, convert, fields, parse
 from harness.store import Store
@@ -311,11 +300,11 @@ def _run_and_show(
     cells: Sequence[Cell], runner: Runner, notes: Sequence[str], *, strict: bool
 ) -> int:
     store, workshop = runner.store, runner.workshop
-    results = together.flagged(runner.run(cells))
+    results = summaries.flagged(runner.run(cells))
     timings = {result.key: store.read_json("timings", result.key, Timing) for result in results}
     note = workshop.dataset(cells[0].target.dataset, "test").note
     show(results, timings, store.results, note)
-    for line in [*together.worst_lines(results), *notes, *together.spread_lines(results)]:
+    for line in [*summaries.worst_lines(results), *notes, *summaries.spread_lines(results)]:
         click.echo(line)
     failed = [result for result in results if isinstance(result, Failure)]
     for line in workshop.damage:
@@ -325,7 +314,7 @@ def _run_and_show(
         return 1
     if failed:
         return 2
-    return audit.strict_status(together.all_flags(results)) if strict else 0
+    return flags.strict_status(summaries.all_flags(results)) if strict else 0
 
 
 def show(

@@ -42,10 +42,10 @@ def check(plugin: str) -> None:
     \b
     harness check my_attack.py
     """
-    from harness.conformance import checks
+    from harness.conformance import check as kit
 
     failed = 0
-    for finding in checks.findings(plugin):
+    for finding in kit.findings(plugin):
         failed += bool(finding.reason)
         click.echo(f"{'FAILED' if finding.reason else 'ok    '}  {finding.check}")
         if finding.reason:

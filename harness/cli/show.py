@@ -22,8 +22,8 @@ def table(form: str, results: Path, strict: bool) -> None:
     \b
     harness table --results results/runs --format csv
     """
-    from harness import tables
-    from harness.audit import strict_status
+    from harness.results import tables
+    from harness.results.flags import strict_status
     from harness.store import Store
 
     if not (results / "records").is_dir():
@@ -99,7 +99,7 @@ def status(results: Path, cache: Path | None) -> None:
     \b
     harness status --results results/runs
     """
-    from harness import status as status_
+    from harness.results import status as status_
     from harness.store import Store
 
     for line in status_.lines(Store(results, cache)):
@@ -117,7 +117,7 @@ def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -
     \b
     harness clean --what attacked --what states --yes
     """
-    from harness import clean as clean_
+    from harness.results import clean as clean_
     from harness.store import Store
 
     for line in clean_.run(Store(results, cache), what, yes=yes):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.executors.worker import Job, encode
-from harness.records import Cell
+from harness.results.records import Cell
 from harness.types import HarnessError
 
 _PATIENCE = 60.0

@@ -22,7 +22,7 @@ from typing import Any
 from harness import log, own_model, remote
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
-from harness.records import Failure, Record
+from harness.results.records import Failure, Record
 from harness.runner import Plan, Runner
 from harness.store import TEMPORARY, StoreError, remove, write_atomic
 from harness.train import Interrupted

@@ -18,7 +18,7 @@ import torch
 from harness import keys, log, memory, remote
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Silent
-from harness.records import Cell, Failure, Record, Target
+from harness.results.records import Cell, Failure, Record, Target
 from harness.runner import Runner, plan
 from harness.store import StoreError, make_folder
 from harness.train import Interrupted, Stop

@@ -15,7 +15,7 @@ from harness.paper import claims, protocol
 from harness.paper.claims import Claim
 from harness.paper.decoding import nearest
 from harness.paper.protocol import Column, Profile, Protocol, Row, Rule, Settings
-from harness.records import Cell, Target
+from harness.results.records import Cell, Target
 from harness.spec import parse
 from harness.types import HarnessError, Spec, ThreatModel
 

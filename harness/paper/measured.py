@@ -12,14 +12,15 @@ from typing import Literal
 
 import msgspec
 
-from harness import audit, keys, suite
+from harness import keys, suite
 from harness.paper import claims, expansion
 from harness.paper.expansion import Place
 from harness.paper.protocol import Profile, Protocol
-from harness.records import Cell, Failure, Record
-from harness.statistics import in_percent, wilson
+from harness.results import flags as audit
+from harness.results.records import Cell, Failure, Record
+from harness.results.statistics import in_percent, wilson
+from harness.results.tables import Loaded, load
 from harness.store import Store
-from harness.tables import Loaded, load
 
 CELLS = "cells"
 """Folder of the results that says which record answers a cell: one record may answer cells that are

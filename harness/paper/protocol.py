@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from harness.paper.decoding import decode, line_of, nearest
-from harness.records import Precision
+from harness.results.records import Precision
 from harness.types import HarnessError, Norm, Training
 
 Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]

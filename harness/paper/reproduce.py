@@ -14,11 +14,11 @@ from harness.paper.expansion import Place
 from harness.paper.measured import CELLS, cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import choose, remember, render, results_folder
-from harness.records import Cell, Failure, Record
+from harness.results.records import Cell, Failure, Record
+from harness.results.tables import load
 from harness.runner import Plan, Runner, plan
 from harness.spec import build, parse
 from harness.store import Store
-from harness.tables import load
 from harness.types import HarnessError
 from harness.workshop import Workshop
 

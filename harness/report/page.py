@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from harness import audit, store, together
+from harness import store
 from harness.paper import protocol, tables
 from harness.paper.figures import draw
 from harness.paper.figures.data import FOLDER as DATA
@@ -25,10 +25,12 @@ from harness.paper.figures.data import Gallery, Picture
 from harness.paper.measured import Number, Results, Share, Verdict, percent, share, verdict
 from harness.paper.render import Reproduced, reproduced
 from harness.progress import duration
-from harness.records import Failure, Record
-from harness.statistics import in_percent
+from harness.results import flags as audit
+from harness.results import summaries
+from harness.results.records import Failure, Record
+from harness.results.statistics import in_percent
+from harness.results.tables import UNKNOWN
 from harness.store import Store
-from harness.tables import UNKNOWN
 from harness.types import HarnessError
 
 STATES: Mapping[str, tuple[str, str]] = {
@@ -64,7 +66,7 @@ def page(folder: Store) -> str:
     records = sorted(results.loaded.records, key=_order)
     worst = {
         key: in_percent(case.mean, case.interval)
-        for key, case in together.worst_cases(records).items()
+        for key, case in summaries.worst_cases(records).items()
     }
     seconds = sum(timing.seconds for timing in results.loaded.timings.values())
     text: str = _template().render(

@@ -13,9 +13,9 @@ from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
 from harness.api.evaluate import load_images
 from harness.conformance.attacks import Broken, untouched_random_state
 from harness.defended import Defended
-from harness.frames import to_tensorboard
 from harness.judge import check_images
 from harness.registry import defenses, load_file
+from harness.results.frames import to_tensorboard
 from harness.spec import build, parse
 from harness.types import HarnessError, ThreatModel
 

@@ -15,7 +15,7 @@ from harness.cli import engine
 from harness.cli.main import main
 from harness.paper import expansion, protocol
 from harness.random import Draws
-from harness.records import Failure, Record
+from harness.results.records import Failure, Record
 from harness.spec import parse
 from harness.store import Store
 from tests.helpers.fabricated import record

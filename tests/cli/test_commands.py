@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from harness import battery, convergence
 from harness.cli.main import main
-from harness.records import Cell, Record, Target, TrainingPlan
 from harness.registry import load_file
+from harness.results.records import Cell, Record, Target, TrainingPlan
 from harness.store import Store
 from harness.train import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import main
-from harness.conformance import checks
+from harness.conformance import check as kit
 from harness.types import HarnessError
 
 HEAD = """
@@ -42,8 +42,8 @@ class Guest(Defense):
 def broken(path: Path, source: str, name: str) -> str:
     """Why the first check whose name begins so fails; empty where it passes."""
     path.write_text(HEAD + source)
-    check = next(check for check in checks.checks(f"{path}:Guest") if check.name.startswith(name))
-    return checks.finding(check).reason
+    check = next(check for check in kit.checks(f"{path}:Guest") if check.name.startswith(name))
+    return kit.finding(check).reason
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_a_broken_defense_is_found(
 
 def test_registered_plugins_by_name() -> None:
     word = "menet-usvt(masks=2,estimates=2)"
-    assert not [finding for finding in checks.findings(word) if finding.reason]
-    assert not [finding for finding in checks.findings("fgsm") if finding.reason]
+    assert not [finding for finding in kit.findings(word) if finding.reason]
+    assert not [finding for finding in kit.findings("fgsm") if finding.reason]
 
 
 def test_what_is_no_plugin(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("x = 1\n")
     for word in (f"{tmp_path}/empty.py", "nonsense", f"{tmp_path}/none.py"):
         with pytest.raises(HarnessError):
-            checks.checks(word)
+            kit.checks(word)
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

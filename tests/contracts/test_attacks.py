@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.conformance import attacks
+from harness.conformance import attacks as checked
 from harness.defended import Defended
 from harness.registry import attacks
 from harness.spec import build, fields, parse
@@ -41,7 +41,7 @@ NAMES = attacks.names()
 
 @pytest.fixture(params=[False, True], ids=["deterministic", "randomised"])
 def defended(request: Any) -> Defended:
-    return attacks.victim(randomised=request.param)
+    return checked.victim(randomised=request.param)
 
 
 CHECKS = ("ball, box and purity", "deterministic", "one image and none")
@@ -50,8 +50,8 @@ CHECKS = ("ball, box and purity", "deterministic", "one image and none")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_its_promises(name: str, check: str, defended: Defended) -> None:
-    batch = attacks.some_images(defended)
-    attacks.ATTACK_CHECKS[check](quick(name), defended, batch)
+    batch = checked.some_images(defended)
+    checked.ATTACK_CHECKS[check](quick(name), defended, batch)
 
 
 @pytest.mark.parametrize("name", NAMES)

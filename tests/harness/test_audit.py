@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import audit
-from harness.paired import compare
-from harness.records import Accuracy, Record, TracePoint, pack
 from harness.registry import load_file
+from harness.results import flags
+from harness.results.paired import compare
+from harness.results.records import Accuracy, Record, TracePoint, pack
 from harness.types import ThreatModel
 
 record = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py").record
@@ -23,7 +23,7 @@ def one(right: int, count: int = 200, name: str = "pgd", **changes: object) -> R
 
 
 def raised(*records: Record) -> dict[str, Mapping[str, str]]:
-    return {str(r.cell.attack): audit.across(records)[r.key] for r in records}
+    return {str(r.cell.attack): flags.across(records)[r.key] for r in records}
 
 
 def steps(record: Record, **parameters: object) -> Record:
@@ -94,41 +94,41 @@ def test_one_step_may_overshoot() -> None:
     """A single step that is worse in the larger ball is no sign of masking."""
     near = steps(one(100, threat=ThreatModel(epsilon=0.1), name="fgsm"), steps=1)
     far = steps(one(150, threat=ThreatModel(epsilon=0.3), name="fgsm"), steps=1)
-    assert not audit.across([near, far])[far.key]
+    assert not flags.across([near, far])[far.key]
     near, far = steps(near, steps=20), steps(far, steps=20)
-    assert "smaller ball" in audit.across([near, far])[far.key]["masked-gradients"]
+    assert "smaller ball" in flags.across([near, far])[far.key]["masked-gradients"]
 
 
 def test_no_bound_must_reach_chance() -> None:
     everything = ThreatModel(epsilon=1.0)
-    assert "masked-gradients" in audit.flags(one(60, threat=everything))
-    assert not audit.flags(one(20, threat=everything))
+    assert "masked-gradients" in flags.flags(one(60, threat=everything))
+    assert not flags.flags(one(20, threat=everything))
     short = steps(one(60, threat=everything), steps=40, step_size=0.001)
-    assert not audit.flags(short)  # it could not get there
+    assert not flags.flags(short)  # it could not get there
 
 
 def test_dead_gradients_beyond_what_any_model_has() -> None:
     passes = {"backwards": 40.0, "dead_gradients": 0.04}
-    assert not audit.flags(one(50, passes=passes))
-    assert audit.flags(one(50, passes={**passes, "dead_gradients": 0.06}))["masked-gradients"]
+    assert not flags.flags(one(50, passes=passes))
+    assert flags.flags(one(50, passes={**passes, "dead_gradients": 0.06}))["masked-gradients"]
 
 
 def test_silent_success_counts_images() -> None:
     lost = [place in range(90, 110) for place in range(200)]
     silent = one(100, fooled_outcomes=pack(lost))
-    assert "10 of 200" in audit.flags(silent)["silent-success"]
-    assert not audit.flags(dataclasses.replace(silent, transferred=True))
+    assert "10 of 200" in flags.flags(silent)["silent-success"]
+    assert not flags.flags(dataclasses.replace(silent, transferred=True))
     few = one(100, fooled_outcomes=pack([place == 99 for place in range(200)]))
-    assert not audit.flags(few)
+    assert not flags.flags(few)
     # On a randomised defense a wrong answer on the way may be luck.
-    assert "silent-success" not in audit.flags(dataclasses.replace(silent, randomised=True))
+    assert "silent-success" not in flags.flags(dataclasses.replace(silent, randomised=True))
 
 
 def test_trace_of_a_randomised_defense_shows_what_was_lost() -> None:
     trace = (TracePoint(step=20, accuracy=0.3, fell=0, rose=60), TracePoint(step=40, accuracy=0.6))
-    assert "silent-success" in audit.flags(one(120, randomised=True, trace=trace))
+    assert "silent-success" in flags.flags(one(120, randomised=True, trace=trace))
     close = (TracePoint(step=20, accuracy=0.59, fell=5, rose=9), TracePoint(step=40, accuracy=0.6))
-    assert not set(audit.flags(one(120, randomised=True, trace=close))) & {"silent-success"}
+    assert not set(flags.flags(one(120, randomised=True, trace=close))) & {"silent-success"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_trace_says_not_converged(
         TracePoint(step=40, accuracy=last),
     )
     found = steps(one(round(200 * last), trace=trace), steps=40, step_size=step_size)
-    assert ("not-converged" in audit.flags(found)) is flagged
+    assert ("not-converged" in flags.flags(found)) is flagged
 
 
 def noisy(vote: float, mean: float, robust: float) -> Record:
@@ -160,12 +160,12 @@ def noisy(vote: float, mean: float, robust: float) -> Record:
 
 
 def test_noise_explains_at_least_half_of_the_drop() -> None:
-    assert "52.0%" in audit.flags(noisy(0.96, 0.52, 0.52))["noise-success"]
-    assert audit.flags(noisy(0.96, 0.52, 0.4))["noise-success"]
-    assert not audit.flags(noisy(0.90, 0.88, 0.3))  # the attack's own success
-    assert not audit.flags(noisy(0.90, 0.88, 0.88))  # noise within the interval
+    assert "52.0%" in flags.flags(noisy(0.96, 0.52, 0.52))["noise-success"]
+    assert flags.flags(noisy(0.96, 0.52, 0.4))["noise-success"]
+    assert not flags.flags(noisy(0.90, 0.88, 0.3))  # the attack's own success
+    assert not flags.flags(noisy(0.90, 0.88, 0.88))  # noise within the interval
     control = dataclasses.replace(noisy(0.96, 0.52, 0.52), distances={"largest_linf": 0.0})
-    assert not audit.flags(control)
+    assert not flags.flags(control)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_noise_explains_at_least_half_of_the_drop() -> None:
 )
 def test_a_model_that_never_learned_is_named(clean: float, flagged: bool) -> None:
     """Ten classes, 200 images: chance is 10 %, 13 % is within its interval."""
-    found = audit.flags(noisy(clean, clean, 0.0))
+    found = flags.flags(noisy(clean, clean, 0.0))
     assert ("at-chance" in found) is flagged
     assert not flagged or "chance is 10.0%" in found["at-chance"]
 
@@ -183,20 +183,20 @@ def test_fewer_than_published_is_said() -> None:
     training = dataclasses.replace(cell.target.training, epochs=5, paper_epochs=200, limit=600)
     target = dataclasses.replace(cell.target, training=training)
     scaled = one(50, cell=dataclasses.replace(cell, target=target, limit=200))
-    reason = audit.flags(scaled)["scaled-down"]
+    reason = flags.flags(scaled)["scaled-down"]
     for words in ("5 of 200 epochs", "600 images", "first 200 test images"):
         assert words in reason
-    assert "one scoring draw" in audit.flags(one(50, randomised=True))["scaled-down"]
+    assert "one scoring draw" in flags.flags(one(50, randomised=True))["scaled-down"]
 
 
 def test_strict_forgives_what_was_asked_for() -> None:
-    assert audit.strict_status([]) == audit.strict_status(["scaled-down"]) == 0
-    assert audit.strict_status(["scaled-down", "silent-success"]) == 3
+    assert flags.strict_status([]) == flags.strict_status(["scaled-down"]) == 0
+    assert flags.strict_status(["scaled-down", "silent-success"]) == 3
 
 
 def test_every_flag_is_explained_on_its_page() -> None:
     page = Path(__file__).parents[2].joinpath("docs", "flags.md").read_text("utf-8")
-    for flag in audit.EXPLANATIONS:
+    for flag in flags.EXPLANATIONS:
         assert f"`{flag}`" in page
 
 
@@ -222,5 +222,5 @@ def test_equal_attacks_are_seldom_flagged() -> None:
             record([[generator.random() < rate for rate in rates] for _ in range(4)], name)
             for name in ("pgd", "square")
         ]
-        alarms += audit.beaten(compare(*pair))
+        alarms += flags.beaten(compare(*pair))
     assert alarms <= 6

@@ -19,7 +19,7 @@ from harness.cli.main import main
 from harness.executors import local
 from harness.executors.worker import Job, encode
 from harness.leases import Leases
-from harness.records import Record
+from harness.results.records import Record
 from harness.store import Store
 from harness.types import HarnessError
 

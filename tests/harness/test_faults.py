@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.records import Record
+from harness.results.records import Record
 from harness.store import Store, read_tensors
 
 Ask = Callable[..., dict[str, Any]]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from harness import memory
 from harness.cli.main import main
-from harness.records import Record
+from harness.results.records import Record
 from harness.store import Store
 from harness.types import HarnessError
 

@@ -15,7 +15,7 @@ from harness.defended import Defended
 from harness.paper.measured import cell_name
 from harness.progress import Silent
 from harness.random import Draws, Role
-from harness.records import Cell, Precision, Target, TrainingPlan
+from harness.results.records import Cell, Precision, Target, TrainingPlan
 from harness.store import Store
 from harness.train import Stop
 from harness.types import Batch, Spec, ThreatModel

@@ -13,9 +13,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import store, tables
+from harness import store
 from harness.cli.main import main
 from harness.random import Draws
+from harness.results import tables
 from harness.store import Store
 
 KILLS = int(os.environ.get("HARNESS_KILLS", "50"))

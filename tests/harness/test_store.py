@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import store
-from harness.records import Timing
+from harness.results.records import Timing
 from harness.store import DamagedFile, Store
 from harness.types import HarnessError
 from harness.workshop import load_weights

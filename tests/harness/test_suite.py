@@ -10,7 +10,7 @@ import pytest
 
 from harness import suite
 from harness.registry import defenses, load_file
-from harness.together import spread, worst_lines
+from harness.results.summaries import spread, worst_lines
 from harness.types import HarnessError, Spec, ThreatModel
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")

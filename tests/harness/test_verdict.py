@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from harness.paper import expansion, protocol
-from harness.records import Accuracy, Cell, Record
+from harness.results.records import Accuracy, Cell, Record
 from harness.spec import Spec
 from harness.verdict import conclude
 from tests.helpers.fabricated import COUNT, record

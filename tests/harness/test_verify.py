@@ -14,8 +14,8 @@ from safetensors.torch import load
 
 from harness import keys, store, verify
 from harness.cli.main import main
-from harness.records import Record, pack, unpack
 from harness.registry import load_file
+from harness.results.records import Record, pack, unpack
 from harness.store import Store
 from harness.types import ThreatModel
 
@@ -121,9 +121,9 @@ def test_edited_outcomes_with_numbers_to_match_are_found(copy: Path, randomised:
     forged = dataclasses.replace(
         record, robust=robust, robust_outcomes=tuple(map(pack, rows)), robust_votes=pack(votes)
     )
-    from harness import audit
+    from harness.results import flags
 
-    forged = dataclasses.replace(forged, flags=audit.flags(forged))
+    forged = dataclasses.replace(forged, flags=flags.flags(forged))
     assert not verify.consistency(forged, forged.key)
     reseal(copy, forged)
     finding = findings(copy)[record.key]

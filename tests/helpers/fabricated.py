@@ -20,7 +20,7 @@ from harness.paper.figures.data import (
 )
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import remember
-from harness.records import Accuracy, Cell, Record, Timing, TracePoint, pack
+from harness.results.records import Accuracy, Cell, Record, Timing, TracePoint, pack
 from harness.store import Store
 
 COUNT = 40

@@ -21,9 +21,10 @@ from typing import Any
 
 import faults
 
-from harness import data, estimates, keys, provenance, registry, store, train
+from harness import data, estimates, keys, registry, store, train
 from harness.cli import engine
 from harness.cli import main as command_line
+from harness.results import provenance
 
 PHASES = ("starting", "training", "estimates", "attack", "scoring", "writing")
 place = mmap.mmap(-1, 1)

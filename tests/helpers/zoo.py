@@ -16,12 +16,12 @@ from harness.defended import Defended
 from harness.geometry import project
 from harness.progress import Silent
 from harness.random import Draws, Role
-from harness.records import Accuracy, Cell, Record, Target, TrainingPlan, pack
 from harness.registry import models
+from harness.results.records import Accuracy, Cell, Record, Target, TrainingPlan, pack
+from harness.results.summaries import flagged
 from harness.runner import Runner
 from harness.spec import build, parse
 from harness.store import Store
-from harness.together import flagged
 from harness.types import Access, Attack, Batch, Defense, Perturbed, Spec, ThreatModel, Victim
 from harness.workshop import Workshop
 from models.lenet import small_cnn

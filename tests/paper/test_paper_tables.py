@@ -16,7 +16,7 @@ from harness import suite
 from harness.paper import expansion, protocol, tables
 from harness.paper.measured import Results, cell_name, percent, verdict
 from harness.paper.protocol import Protocol, Row
-from harness.records import Cell, Failure
+from harness.results.records import Cell, Failure
 from harness.store import Store
 from tests.helpers.fabricated import fill, record
 

@@ -12,15 +12,16 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from harness import own_model, together
+from harness import own_model
 from harness.cli.main import main
 from harness.paper import expansion, protocol
 from harness.paper.figures.data import FOLDER
 from harness.paper.measured import Results, percent, verdict
 from harness.paper.protocol import Row
-from harness.records import Failure
 from harness.report import page
-from harness.statistics import in_percent
+from harness.results import summaries
+from harness.results.records import Failure
+from harness.results.statistics import in_percent
 from harness.store import Store
 from harness.types import ThreatModel
 from tests.helpers.fabricated import features, fill, gallery, record
@@ -192,7 +193,7 @@ def test_records_that_differ_in_ball_or_seed_can_be_told_apart(tmp_path: Path) -
 def test_the_worst_case_stands_beside_every_attack(tmp_path: Path) -> None:
     fill(tmp_path, [protocol.load("table5")], protocol.profile("smoke"))
     results = Results(Store(tmp_path))
-    worst = together.worst_cases(results.loaded.records)
+    worst = summaries.worst_cases(results.loaded.records)
     assert worst
     text = page.page(Store(tmp_path))
     for case, group in ((worst[r.key], r) for r in results.loaded.records if r.key in worst):

@@ -21,7 +21,7 @@ from harness.paper.figures.data import FOLDER as DATA
 from harness.paper.figures.data import FeatureData, MaskData, Picture, RankData
 from harness.paper.measured import Results
 from harness.paper.protocol import Profile, Protocol
-from harness.tables import guarded
+from harness.results.tables import guarded
 
 FOLDER = "figures"
 # Okabe and Ito's palette, told apart with every common colour blindness; markers repeat what colours say.

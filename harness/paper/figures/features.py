@@ -15,7 +15,7 @@ from harness.paper.figures.data import FOLDER, Cloud, Example, FeatureData, Gall
 from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
-from harness.records import Cell, Record
+from harness.results.records import Cell, Record
 from harness.runner import Plan, Runner, plan
 from harness.types import Batch, HarnessError
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from harness.cli.main import main
 from harness.leases import Leases
 from harness.matrix import Matrix
-from harness.records import Failure, Record
+from harness.results.records import Failure, Record
 from harness.store import Store
 
 

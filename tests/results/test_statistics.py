@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.records import pack, unpack
-from harness.statistics import in_percent, mcnemar, wilson
+from harness.results.records import pack, unpack
+from harness.results.statistics import in_percent, mcnemar, wilson
 
 
 @pytest.mark.parametrize("count", [100, 359, 1000, 10000])

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from harness import tables
 from harness.paper import expansion, protocol
-from harness.records import Cell, Failure, Record
+from harness.results import tables
+from harness.results.records import Cell, Failure, Record
 from harness.spec import Spec
 from tests.helpers.fabricated import COUNT, record
 

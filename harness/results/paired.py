@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from harness.records import Record, unpack
-from harness.statistics import mcnemar
+from harness.results.records import Record, unpack
+from harness.results.statistics import mcnemar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from harness import audit, together
 from harness.progress import duration
-from harness.records import Failure, Record, Timing
-from harness.statistics import in_percent
+from harness.results import flags, summaries
+from harness.results.records import Failure, Record, Timing
+from harness.results.statistics import in_percent
 from harness.store import Store
 from harness.verdict import Audit
 
@@ -45,7 +45,7 @@ def load(store: Store) -> Loaded:
     """
     records = [store.read_json("records", name, Record) for name in store.names("records")]
     audits = [store.read_json("audits", name, Audit) for name in store.names("audits")]
-    doubted = together.flagged(
+    doubted = summaries.flagged(
         [record for record in records if record is not None],
         [found for found in audits if found is not None],
     )
@@ -74,7 +74,7 @@ def grid(loaded: Loaded) -> Grid:
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
-    worst = together.worst_cases(loaded.records)
+    worst = summaries.worst_cases(loaded.records)
     for record in sorted(loaded.records, key=_order):
         row = _row(record)
         for flag in record.flags:
@@ -96,7 +96,7 @@ def grid(loaded: Loaded) -> Grid:
         threat, case = record.cell.threat, worst[record.key]
         column = f"{_WORST} at {threat.norm} {threat.epsilon:.4g}"
         rows[_row(record)][column] = in_percent(case.mean, case.interval)
-    notes = [f"{mark} {flag}: {audit.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
+    notes = [f"{mark} {flag}: {flags.EXPLANATIONS[flag]}" for flag, mark in marks.items()]
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
         notes.append(f"{reason} ({cells[0]}{more})")

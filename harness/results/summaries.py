@@ -7,8 +7,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness import audit, keys, suite
-from harness.records import Failure, Record, unpack
+from harness import keys, suite
+from harness.results import flags as audit
+from harness.results.records import Failure, Record, unpack
 from harness.verdict import Audit
 
 

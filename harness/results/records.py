@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from harness.statistics import wilson
+from harness.results.statistics import wilson
 from harness.types import Access, HarnessError, Spec, ThreatModel, Training
 
 Augment = Literal["none", "crop", "crop-flip"]

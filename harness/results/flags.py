@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness import keys
-from harness.paired import Comparison, comparable, compare, right_counts
-from harness.records import Record
-from harness.statistics import in_percent, mcnemar
+from harness.results.paired import Comparison, comparable, compare, right_counts
+from harness.results.records import Record
+from harness.results.statistics import in_percent, mcnemar
 
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness import status
 from harness.progress import duration
+from harness.results import status
 from harness.store import DAMAGED, TEMPORARY, Store, files, header, remove
 from harness.types import HarnessError
 

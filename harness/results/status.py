@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.leases import Holding, Leases
 from harness.matrix import FOLDER, Matrix, Planned
 from harness.progress import duration
-from harness.records import Failure, Timing
+from harness.results.records import Failure, Timing
 from harness.store import Store, files
 from harness.types import HarnessError
 

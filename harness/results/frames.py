@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import tables
-from harness.records import Record, Timing
+from harness.results import tables
+from harness.results.records import Record, Timing
 from harness.store import Store
 from harness.types import HarnessError
 
