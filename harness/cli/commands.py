@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from harness import battery, convergence, defaults, guests, own_model, registry, store, verify
+from harness import defaults, guests, own_model, registry, store
+from harness.audit import battery, convergence, verify
 from harness.cli import engine
 from harness.results import flags, summaries
 from harness.results.records import Cell, Target

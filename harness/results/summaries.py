@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness import keys, suite
+from harness.audit.verdict import Audit
 from harness.results import flags as audit
 from harness.results.records import Failure, Record, unpack
-from harness.verdict import Audit
 
 
 def flagged(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from harness.audit.verdict import Audit
 from harness.progress import duration
 from harness.results import flags, summaries
 from harness.results.records import Failure, Record, Timing
 from harness.results.statistics import in_percent
 from harness.store import Store
-from harness.verdict import Audit
 
 UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"

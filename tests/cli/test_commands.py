@@ -8,14 +8,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from harness import battery, convergence
+from harness.audit import battery, convergence
+from harness.audit.verdict import Audit
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Cell, Record, Target, TrainingPlan
 from harness.store import Store
 from harness.train import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
-from harness.verdict import Audit
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 QUICK = ["--epochs", "1", "-T", "limit=300", "--quiet", "--device", "cpu"]

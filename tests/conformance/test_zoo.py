@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import binarise
+from harness.audit import binarization
 from harness.registry import attacks, load_file
 from harness.spec import build, parse
 from harness.types import ThreatModel
@@ -206,7 +206,7 @@ def test_binarisation_refuses_what_it_cannot_test(tmp_path: Path) -> None:
     assert "3 classes" in _readout("pgd(loss=dlr)", "vanilla", tmp_path).refused
 
 
-def _readout(attack: str, defense: str, folder: Path) -> binarise.Readout:
+def _readout(attack: str, defense: str, folder: Path) -> binarization.Readout:
     workshop = zoo.Ready(
         store=zoo.Store(folder),
         device=torch.device("cpu"),
@@ -224,7 +224,7 @@ def _readout(attack: str, defense: str, folder: Path) -> binarise.Readout:
     made = build(parse(attack), attacks)
     threat = ThreatModel(epsilon=0.2)
     before = {name: value.clone() for name, value in defended.model.state_dict().items()}
-    found = binarise.binarisation_test(defended, made, batch, threat, seed=0, name=attack)
+    found = binarization.binarisation_test(defended, made, batch, threat, seed=0, name=attack)
     for name, value in defended.model.state_dict().items():
         assert torch.equal(value, before[name])
     return found

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from harness.audit.verdict import conclude
 from harness.paper import expansion, protocol
 from harness.results.records import Accuracy, Cell, Record
 from harness.spec import Spec
-from harness.verdict import conclude
 from tests.helpers.fabricated import COUNT, record
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import binarise, guests, keys, own_model, store, suite
+from harness import guests, keys, own_model, store, suite
+from harness.audit import binarization
+from harness.audit.verdict import Audit, Probe, Tried, conclude, report
 from harness.defended import Defended
 from harness.progress import duration
 from harness.random import Draws, Role
@@ -20,7 +22,6 @@ from harness.spec import build
 from harness.suite import Entry
 from harness.train import Interrupted, Stop
 from harness.types import Attack, Batch, Defense, HarnessError, Spec, ThreatModel
-from harness.verdict import Audit, Probe, Tried, conclude, report
 from harness.workshop import Workshop
 
 SCALES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -290,10 +291,10 @@ class Battery:
 
     def _guarded_readout(
         self, defended: Defended, batch: Batch, spec: Spec
-    ) -> binarise.Readout | None:
+    ) -> binarization.Readout | None:
         attack: Attack = build(spec, attacks)
         try:
-            return binarise.binarisation_test(
+            return binarization.binarisation_test(
                 defended,
                 attack,
                 batch,
@@ -308,7 +309,9 @@ class Battery:
             raise
         except Exception as error:  # a guest's failure is not the audit's
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            return binarise.Readout(attack=str(spec), usable=0, found=0, random=0, refused=reason)
+            return binarization.Readout(
+                attack=str(spec), usable=0, found=0, random=0, refused=reason
+            )
 
     def _held(self, size: _Size, pace: tuple[float, float]) -> None:
         """The same weights with their randomness fixed: what falls then is held up by noise alone."""

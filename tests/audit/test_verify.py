@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load
 
-from harness import keys, store, verify
+from harness import keys, store
+from harness.audit import verify
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Record, pack, unpack

@@ -1,0 +1,1 @@
+"""What tries to break a defense or a record: the battery with its verdict, readouts, convergence, verification."""
