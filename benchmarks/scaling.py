@@ -88,9 +88,9 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     import torch
 
     from harness import defaults
+    from harness.evaluation.runner import Runner, plan
     from harness.progress import Silent
     from harness.results.records import Cell, Record, Target, Timing
-    from harness.runner import Runner, plan
     from harness.store import Store
     from harness.train import Stop
     from harness.types import Spec, ThreatModel

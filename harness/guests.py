@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness import keys, registry
+from harness.evaluation.suites import Entry
 from harness.spec import build
-from harness.suite import Entry
 from harness.types import Attack, Defense, HarnessError, Spec
 
 PREFIX = "object"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from harness.data import load
 from harness.defended import Defended
-from harness.judge import judge
+from harness.evaluation.judge import judge
 from harness.random import Draws, Role
 from harness.registry import attacks, models
 from harness.types import Batch, Defense, HarnessError, ThreatModel

@@ -19,15 +19,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import data, data_checks, defaults, guests, keys, own_model, progress, store, suite
+from harness import data, data_checks, defaults, guests, keys, own_model, progress, store
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cli import engine
 from harness.defended import Defended
+from harness.evaluation import suites
+from harness.evaluation.runner import Runner, plan
 from harness.registry import defenses as defense_registry
 from harness.results import flags
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
-from harness.runner import Runner, plan
 from harness.spec import build, parse
 from harness.train import Stop
 from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, ThreatModel, Training
@@ -325,9 +326,9 @@ def _attacks(
     own: Mapping[str, int | None],
 ) -> tuple[list[tuple[Spec, ThreatModel]], tuple[str, ...]]:
     """What to run, in which ball, and how that is less than a suite as published."""
-    if isinstance(attack, str) and suite.is_suite(attack):
+    if isinstance(attack, str) and suites.is_suite(attack):
         overrides = {name: value for name, value in own.items() if value is not None}
-        entries = suite.expand(attack, defense, threat, scale=scale, overrides=overrides)
+        entries = suites.expand(attack, defense, threat, scale=scale, overrides=overrides)
         served, left_out = guests.without_copies(entries)
         scaled = [f"{entry.name}: {entry.scaled}" for entry in served if entry.scaled]
         return [(entry.attack, entry.threat) for entry in served], (*scaled, *left_out)
@@ -363,7 +364,7 @@ def _gather(
     return Evaluation(
         records=flagged,
         failures=tuple(failures),
-        worst=suite.worst_case(flagged),
+        worst=suites.worst_case(flagged),
         timings={key: timing for key, timing in timings.items() if timing is not None},
         originals=test.batch(slice(None)).images,
         labels=test.labels,

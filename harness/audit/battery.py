@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import guests, keys, own_model, store, suite
+from harness import guests, keys, own_model, store
 from harness.audit import binarization
 from harness.audit.verdict import Audit, Probe, Tried, conclude, report
 from harness.defended import Defended
+from harness.evaluation import suites
+from harness.evaluation.runner import Runner, plan
+from harness.evaluation.suites import Entry
 from harness.progress import duration
 from harness.random import Draws, Role
 from harness.registry import attacks
 from harness.results import flags as audit
 from harness.results.records import Cell, Record, Target
-from harness.runner import Runner, plan
 from harness.spec import build
-from harness.suite import Entry
 from harness.train import Interrupted, Stop
 from harness.types import Attack, Batch, Defense, HarnessError, Spec, ThreatModel
 from harness.workshop import Workshop
@@ -179,8 +180,8 @@ class Battery:
 
     def _entries(self, defense: Defense, scale: float) -> list[Entry]:
         """Attacks that retrain a source come last: they may not fit."""
-        entries = suite.expand("battery", defense, self.threat)
-        entries += suite.expand("adaptive", defense, self.threat, scale=scale)
+        entries = suites.expand("battery", defense, self.threat)
+        entries += suites.expand("adaptive", defense, self.threat, scale=scale)
         return sorted(entries, key=lambda entry: entry.attack.inner is not None)
 
     # --- what is done -------------------------------------------------------------------------
@@ -362,7 +363,7 @@ class Battery:
         return found, page
 
     def _random(self) -> bool:
-        return suite.is_random(self.workshop.defense(self.target))
+        return suites.is_random(self.workshop.defense(self.target))
 
 
 def seconds(text: str) -> float:

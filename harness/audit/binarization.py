@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.defended import Defended
+from harness.evaluation.judge import check_images, predictions
 from harness.geometry import project, step
-from harness.judge import check_images, predictions
 from harness.random import Draws, Role
 from harness.results.statistics import wilson
 from harness.types import Attack, Backward, Batch, HarnessError, ThreatModel

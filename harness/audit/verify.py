@@ -19,13 +19,13 @@ from torch import Tensor
 
 from harness import keys, store
 from harness.defended import Defended
+from harness.evaluation.runner import Plan, plan
+from harness.evaluation.suites import vote_outcomes
 from harness.progress import Reporter
 from harness.random import Draws, Role
 from harness.results import flags, provenance
 from harness.results.paired import right_counts
 from harness.results.records import Accuracy, Record, unpack
-from harness.runner import Plan, plan
-from harness.suite import vote_outcomes
 from harness.types import Dataset, HarnessError, ThreatModel
 from harness.workshop import Workshop
 

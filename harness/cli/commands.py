@@ -11,9 +11,9 @@ import click
 from harness import defaults, guests, own_model, registry, store
 from harness.audit import battery, convergence, verify
 from harness.cli import engine
+from harness.evaluation.runner import Runner
 from harness.results import flags, summaries
 from harness.results.records import Cell, Target
-from harness.runner import Runner
 from harness.spec import parse
 from harness.store import Store
 from harness.types import HarnessError, ThreatModel

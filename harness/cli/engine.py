@@ -12,12 +12,13 @@ from typing import Any
 import click
 import torch
 
-from harness import defaults, guests, log, memory, own_model, registry, remote, suite
+from harness import defaults, guests, log, memory, own_model, registry, remote
+from harness.evaluation import suites
+from harness.evaluation.runner import Runner
 from harness.executors import local, ray
 from harness.progress import reporter
 from harness.results import flags, summaries, tables
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
-from harness.runner import Runner
 from harness.spec import accepts_any, build, convert, fields, parse
 from harness.store import Store
 from harness.train import Interrupted, Stop
@@ -158,7 +159,7 @@ def run(**words: Any) -> int:
     defense_options, attack_options = dict(words["defense_options"]), dict(words["attack_options"])
     defenses = ["vanilla" if parse(name).name == "madry" else name for name in words["defenses"]]
     _check_options("-D", defense_options, defenses, registry.defenses)
-    single = [name for name in words["attacks"] if not suite.is_suite(name)]
+    single = [name for name in words["attacks"] if not suites.is_suite(name)]
     _check_options("-A", attack_options, single, registry.attacks)
     several_defenses, several_attacks = len(words["defenses"]) > 1, len(words["attacks"]) > 1
     overrides = {"epochs": words["epochs"], **dict(words["training_options"])}
@@ -189,7 +190,7 @@ def run(**words: Any) -> int:
                 for attack in single
             ]
             for attack in words["attacks"]:
-                if suite.is_suite(attack):
+                if suites.is_suite(attack):
                     specs += _suite(attack, target, threat, words, notes)
             if own_model.is_given(model):
                 guests.refuse_copies(specs)
@@ -211,7 +212,7 @@ def _suite(
     name: str, target: Target, threat: ThreatModel, words: Mapping[str, Any], notes: list[str]
 ) -> list[Spec]:
     """The attacks of a suite for one target; `notes` gains what is less than the published recipes."""
-    entries = suite.expand(
+    entries = suites.expand(
         name,
         build(target.defense, registry.defenses),
         threat,

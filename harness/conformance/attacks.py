@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.defended import Defended
-from harness.judge import OUTSIDE_BALL, check_images
+from harness.evaluation.judge import OUTSIDE_BALL, check_images
 from harness.random import Draws, Role
 from harness.types import Attack, Batch, Defense, HarnessError, Norm, Perturbed, ThreatModel, Victim
 from harness.views import View

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import log, own_model, remote
+from harness.evaluation.runner import Plan, Runner
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
 from harness.results.records import Failure, Record
-from harness.runner import Plan, Runner
 from harness.store import TEMPORARY, StoreError, remove, write_atomic
 from harness.train import Interrupted
 from harness.types import HarnessError

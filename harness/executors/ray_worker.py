@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 
 from harness import keys, log, memory, remote
+from harness.evaluation.runner import Runner, plan
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Silent
 from harness.results.records import Cell, Failure, Record, Target
-from harness.runner import Runner, plan
 from harness.store import StoreError, make_folder
 from harness.train import Interrupted, Stop
 from harness.types import HarnessError

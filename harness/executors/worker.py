@@ -52,8 +52,8 @@ def work(job: Job) -> int:
     import torch
 
     from harness import log, memory, remote
+    from harness.evaluation.runner import Runner
     from harness.progress import Silent
-    from harness.runner import Runner
     from harness.train import Interrupted, Stop
     from harness.types import HarnessError
     from harness.workshop import Workshop

@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from harness import keys, suite
+from harness import keys
+from harness.evaluation import suites
 from harness.paper import claims, expansion
 from harness.paper.expansion import Place
 from harness.paper.protocol import Profile, Protocol
@@ -157,7 +158,7 @@ class Results:
         names = tuple(sorted({str(other.cell.attack) for other in group}))
         if _is_clean(record) or len(names) < 2:
             return None
-        worst = suite.worst_case(sorted(group, key=lambda other: other.key))
+        worst = suites.worst_case(sorted(group, key=lambda other: other.key))
         return After(
             share=Share(worst.mean, worst.count),
             attacks=names,

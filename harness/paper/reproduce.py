@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness import registry
+from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion, protocol
 from harness.paper.expansion import Place
 from harness.paper.measured import CELLS, cell_name
@@ -16,7 +17,6 @@ from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import choose, remember, render, results_folder
 from harness.results.records import Cell, Failure, Record
 from harness.results.tables import load
-from harness.runner import Plan, Runner, plan
 from harness.spec import build, parse
 from harness.store import Store
 from harness.types import HarnessError
@@ -180,7 +180,7 @@ def command(**words: Any) -> int:
 
 
 def _session(tables: list[Protocol], profile: Profile, runner: Runner, dry_run: bool) -> int:
-    from harness import calibrate
+    from harness.evaluation import calibrate
     from harness.paper.figures import features
 
     workshop = runner.workshop

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import harness
 from harness.api.evaluate import evaluate, load_defended, load_images
-from harness.judge import check_images
+from harness.evaluation.judge import check_images
 from harness.random import Draws, Role
 from harness.registry import load_file
 from harness.types import Attack, Batch, Defense, HarnessError, Perturbed, ThreatModel, Victim

@@ -13,7 +13,7 @@ from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
 from harness.api.evaluate import load_images
 from harness.conformance.attacks import Broken, untouched_random_state
 from harness.defended import Defended
-from harness.judge import check_images
+from harness.evaluation.judge import check_images
 from harness.registry import defenses, load_file
 from harness.results.frames import to_tensorboard
 from harness.spec import build, parse

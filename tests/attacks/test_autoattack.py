@@ -10,7 +10,7 @@ import torch
 from attacks.autoattack import AutoAttack
 from attacks.guest import seed_of, seeded
 from attacks.pgd import PGD
-from harness.judge import check_images
+from harness.evaluation.judge import check_images
 from harness.types import HarnessError, ThreatModel
 
 from .conftest import Noisy, accuracy, attacked, draws_of, view_of

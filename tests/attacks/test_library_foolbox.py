@@ -13,7 +13,7 @@ from attacks import starting_points
 from attacks.fgsm import FGSM
 from attacks.foolbox_attacks import Foolbox
 from attacks.guest import Guarded, seeded
-from harness.judge import check_images
+from harness.evaluation.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, Defense, HarnessError, ThreatModel
 

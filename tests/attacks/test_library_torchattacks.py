@@ -11,7 +11,7 @@ from torch import nn
 
 from attacks.fgsm import FGSM
 from attacks.guest import seeded
-from harness.judge import check_images
+from harness.evaluation.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, HarnessError, ThreatModel
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from harness import train
 from harness.data import load
 from harness.defended import Defended
+from harness.evaluation.runner import Runner
 from harness.geometry import project
 from harness.progress import Silent
 from harness.random import Draws, Role
 from harness.registry import models
 from harness.results.records import Accuracy, Cell, Record, Target, TrainingPlan, pack
 from harness.results.summaries import flagged
-from harness.runner import Runner
 from harness.spec import build, parse
 from harness.store import Store
 from harness.types import Access, Attack, Batch, Defense, Perturbed, Spec, ThreatModel, Victim

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from harness import suite
 from harness.cli.main import main
+from harness.evaluation import suites
 from harness.paper import claims, expansion, protocol
 from harness.paper.protocol import Profile
 from harness.spec import build, parse
@@ -99,7 +99,7 @@ def test_beyond_is_the_adaptive_suite() -> None:
     from harness.registry import attacks, defenses
 
     defense = build(parse("menet-nuc"), defenses)
-    entries = suite.expand("adaptive", defense, ThreatModel(epsilon=8 / 255))
+    entries = suites.expand("adaptive", defense, ThreatModel(epsilon=8 / 255))
     wanted = {build(entry.attack, attacks) for entry in entries}
     table = protocol.load("beyond")
     places = expansion.expand(table, protocol.profile("paper"))

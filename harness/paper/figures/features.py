@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness import defaults, keys, registry, store
 from harness.defended import Defended
+from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion
 from harness.paper.figures import images
 from harness.paper.figures.data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
@@ -16,7 +17,6 @@ from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.results.records import Cell, Record
-from harness.runner import Plan, Runner, plan
 from harness.types import Batch, HarnessError
 
 QUANTILES = 200

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from harness import keys
 from harness.defended import Defended
+from harness.evaluation.runner import Plan, Runner
 from harness.progress import duration
 from harness.random import Draws, Role
 from harness.registry import attacks, models
 from harness.results.records import Target
-from harness.runner import Plan, Runner
 from harness.spec import build
 from harness.types import Attack, Dataset, HarnessError
 

@@ -10,13 +10,14 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from harness import admission, defaults, keys, log, matrix, store, summary
+from harness import admission, defaults, keys, log, matrix, store
+from harness.evaluation import summary
+from harness.evaluation.generation import Generation, Shard
+from harness.evaluation.scoring import Scoring
 from harness.executors.local import Crew
-from harness.generation import Generation, Shard
 from harness.leases import Busy, Leases
 from harness.matrix import Matrix, Planned
 from harness.results.records import Cell, Failure, Record, Target, Timing
-from harness.scoring import Scoring
 from harness.train import Interrupted
 from harness.types import Access, Attack, HarnessError, Source, Victim
 from harness.workshop import Workshop, resolve

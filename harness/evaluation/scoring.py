@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness import memory, store, train
 from harness.defended import Defended
-from harness.generation import Shard
-from harness.judge import Judgement, judge
+from harness.evaluation.generation import Shard
+from harness.evaluation.judge import Judgement, judge
+from harness.evaluation.summary import Scored
 from harness.progress import Reporter
-from harness.summary import Scored
 from harness.types import Batch, Dataset, ThreatModel
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.generation import Shard
-from harness.judge import Judgement
+from harness.evaluation.generation import Shard
+from harness.evaluation.judge import Judgement
 from harness.registry import defenses
 from harness.results import flags, provenance
 from harness.results.records import Accuracy, Cell, Record, TracePoint, pack

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.defended import Defended
-from harness.judge import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
+from harness.evaluation.judge import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
+from harness.evaluation.summary import accuracy
 from harness.random import Draws, Role
-from harness.summary import accuracy
 from harness.types import Access, Batch, Defense, HarnessError, ThreatModel
 from harness.views import QueryBudgetSpent, View
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import log, memory, store, train
 from harness.defended import Defended
-from harness.judge import predictions
+from harness.evaluation.judge import predictions
 from harness.leases import Busy, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role

@@ -35,7 +35,7 @@ class Entry:
 
 @functools.cache
 def _table(suite: str) -> dict[str, Any]:
-    path = importlib.resources.files("harness").joinpath("suites", f"{suite}.toml")
+    path = importlib.resources.files("harness.evaluation").joinpath("recipes", f"{suite}.toml")
     return tomllib.loads(path.read_text("utf-8"))
 
 
