@@ -29,12 +29,12 @@ from torch.nn import functional
 from attacks.pgd import PGD
 from attacks.spsa import SPSA
 from harness import data
-from harness.defended import Defended
 from harness.random import Draws, Role, permutation
 from harness.registry import defenses, models
 from harness.results.records import Precision
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Attack, Batch, Dataset, ThreatModel
-from harness.views import View
 
 STEPS = 40
 HALF = "native, bfloat16"

@@ -33,12 +33,12 @@ from defenses.estimation import nuclear_norm, soft_impute, usvt
 from defenses.estimation.certificate import relative_gap
 from defenses.estimation.images import to_matrix
 from harness import data
-from harness.defended import Defended
 from harness.random import Draws, Role
 from harness.registry import defenses, models
 from harness.spec import build, parse
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import ThreatModel
-from harness.views import View
 
 EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 40
 THREAT = ThreatModel(epsilon=EPSILON)

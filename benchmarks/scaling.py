@@ -92,9 +92,9 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     from harness.progress import Silent
     from harness.results.records import Cell, Record, Target, Timing
     from harness.store import Store
-    from harness.train import Stop
+    from harness.targets.model_store import Workshop
+    from harness.targets.training import Stop
     from harness.types import Spec, ThreatModel
-    from harness.workshop import Workshop
 
     torch.set_num_threads(1)
     target = Target(

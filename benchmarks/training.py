@@ -25,8 +25,8 @@ from harness.progress import Silent
 from harness.results.records import Target
 from harness.spec import parse
 from harness.store import Store
-from harness.train import Stop
-from harness.workshop import Workshop
+from harness.targets.model_store import Workshop
+from harness.targets.training import Stop
 
 DEFENSES = (
     "vanilla",

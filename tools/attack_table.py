@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.data import load
-from harness.defended import Defended
 from harness.evaluation.judge import judge
 from harness.random import Draws, Role
 from harness.registry import attacks, models
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Batch, Defense, HarnessError, ThreatModel
-from harness.views import View
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "attacks.md"
 IMAGES = 16

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.defended import Defended
 from harness.paper.figures.images import helper
 from harness.random import Draws, Role
 from harness.registry import attacks, defenses
 from harness.spec import build, parse
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Attack, Backward, Batch, HarnessError, Norm, ThreatModel
-from harness.views import View
 
 
 class DefendedModule(nn.Module):

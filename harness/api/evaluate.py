@@ -19,20 +19,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import data, data_checks, defaults, guests, keys, own_model, progress, store
+from harness import data, data_checks, defaults, keys, progress, store
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cli import engine
-from harness.defended import Defended
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.registry import defenses as defense_registry
 from harness.results import flags
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.spec import build, parse
-from harness.train import Stop
+from harness.targets import objects, own_models
+from harness.targets.defended import Defended
+from harness.targets.model_store import Workshop, precise
+from harness.targets.training import Stop
 from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, ThreatModel, Training
-from harness.workshop import Workshop, precise
 
 IN_MEMORY = "in-memory"
 
@@ -90,15 +91,15 @@ def evaluate(
         defended = dataclasses.replace(defended, search=precision)
         test = dataset(images, labels, classes=defended.classes)
         if check:
-            line = own_model.doubt(own_model.check(defended, test, chosen), defended.classes)
+            line = own_models.doubt(own_models.check(defended, test, chosen), defended.classes)
             if line:
                 warnings.warn(line, stacklevel=2)
         threat = ThreatModel(epsilon=epsilon, norm=norm)
         target = Target(
             dataset=IN_MEMORY,
             model=Spec(type(model.model if isinstance(model, Defended) else model).__name__),
-            defense=guests.specification(defended.defense),
-            training=own_model.GIVEN,
+            defense=objects.specification(defended.defense),
+            training=own_models.GIVEN,
             seed=seed,
             precision=precision,
         )
@@ -246,7 +247,7 @@ class _Given(Workshop):
             "engine": keys.ENGINE_VERSION,
             "dataset": {"name": IN_MEMORY, "digest": self.test.digest},
             "model": keys.key(modules),
-            "defense": guests.described(self.given.defense),
+            "defense": objects.described(self.given.defense),
             "training": "given",
             "seed": target.seed,
             **precise(target),
@@ -305,9 +306,11 @@ def _defended(
         )
     stack.enter_context(borrowed(model, device))
     channels = chosen.output_channels(shape[0])
-    classifier = own_model.behind(model, channels, normalisation).to(device)
+    classifier = own_models.behind(model, channels, normalisation).to(device)
     draft = Defended(classifier, chosen, 0).frozen()
-    logits = own_model.answer(classifier, own_model.seen(draft, few.batch(slice(None)).to(device)))
+    logits = own_models.answer(
+        classifier, own_models.seen(draft, few.batch(slice(None)).to(device))
+    )
     return dataclasses.replace(draft, classes=logits.shape[1])
 
 
@@ -329,14 +332,14 @@ def _attacks(
     if isinstance(attack, str) and suites.is_suite(attack):
         overrides = {name: value for name, value in own.items() if value is not None}
         entries = suites.expand(attack, defense, threat, scale=scale, overrides=overrides)
-        served, left_out = guests.without_copies(entries)
+        served, left_out = objects.without_copies(entries)
         scaled = [f"{entry.name}: {entry.scaled}" for entry in served if entry.scaled]
         return [(entry.attack, entry.threat) for entry in served], (*scaled, *left_out)
     several = [attack] if isinstance(attack, str | Attack) else list(attack)
     found = []
     for each in several:
         if isinstance(each, Attack):
-            spec = guests.specification(each)
+            spec = objects.specification(each)
         else:
             spec = engine.attack_of(each, own, {}, step=0.0, epsilon=1.0)  # its own step size
         found.append((spec, threat))

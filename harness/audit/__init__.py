@@ -1,1 +1,1 @@
-"""What tries to break a defense or a record: the battery with its verdict, readouts, convergence, verification."""
+"""What tries to break a defense or a record: battery and verdict, binarization, verification."""

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import guests, keys, own_model, store
+from harness import keys, store
 from harness.audit import binarization
 from harness.audit.verdict import Audit, Probe, Tried, conclude, report
-from harness.defended import Defended
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.evaluation.suites import Entry
@@ -21,9 +20,11 @@ from harness.registry import attacks
 from harness.results import flags as audit
 from harness.results.records import Cell, Record, Target
 from harness.spec import build
-from harness.train import Interrupted, Stop
+from harness.targets import objects, own_models
+from harness.targets.defended import Defended
+from harness.targets.model_store import Workshop
+from harness.targets.training import Interrupted, Stop
 from harness.types import Attack, Batch, Defense, HarnessError, Spec, ThreatModel
-from harness.workshop import Workshop
 
 SCALES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 COUNTS = (1000, 500, 200, 100)
@@ -215,7 +216,7 @@ class Battery:
             epsilon=entry.threat.epsilon,
             scaled=entry.scaled,
         )
-        if own_model.is_given(target.model) and guests.needs_another_model(entry.attack):
+        if own_models.is_given(target.model) and objects.needs_another_model(entry.attack):
             needs = "it needs an independently trained copy of the model"
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.defended import Defended
 from harness.evaluation.judge import check_images, predictions
 from harness.geometry import project, step
 from harness.random import Draws, Role
 from harness.results.statistics import wilson
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Attack, Backward, Batch, HarnessError, ThreatModel
-from harness.views import View
 
 INNER = 63
 """Random points of class 0 for each image, besides the image."""

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from harness import keys, store
-from harness.defended import Defended
 from harness.evaluation.runner import Plan, plan
 from harness.evaluation.suites import vote_outcomes
 from harness.progress import Reporter
@@ -26,8 +25,9 @@ from harness.random import Draws, Role
 from harness.results import flags, provenance
 from harness.results.paired import right_counts
 from harness.results.records import Accuracy, Record, unpack
+from harness.targets.defended import Defended
+from harness.targets.model_store import Workshop
 from harness.types import Dataset, HarnessError, ThreatModel
-from harness.workshop import Workshop
 
 ROUNDING = 1e-6
 """Excess over the ball, in pixel values, that float32 explains."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness import defaults, guests, own_model, registry, store
+from harness import defaults, registry, store
 from harness.audit import battery, convergence, verify
 from harness.cli import engine
 from harness.evaluation.runner import Runner
@@ -16,6 +16,7 @@ from harness.results import flags, summaries
 from harness.results.records import Cell, Target
 from harness.spec import parse
 from harness.store import Store
+from harness.targets import objects, own_models
 from harness.types import HarnessError, ThreatModel
 
 
@@ -28,7 +29,7 @@ def _target_and_ball(words: Mapping[str, Any]) -> tuple[Target, ThreatModel]:
     target = engine.target_of(
         words["defense"],
         dataset=dataset,
-        model=own_model.specification(
+        model=own_models.specification(
             parse(words["model"] or defaults.of(dataset)["model"]),
             weights=words["weights"],
             normalisation=words["normalisation"],
@@ -111,8 +112,8 @@ def curves(**words: Any) -> int:
         epsilon=threat.epsilon,
     )
     registry.attacks.get(spec.name)
-    if own_model.is_given(target.model):
-        guests.refuse_copies([spec])
+    if own_models.is_given(target.model):
+        objects.refuse_copies([spec])
     base = Cell(
         target=target, attack=spec, threat=threat, draws=words["draws"], limit=words["limit"]
     )

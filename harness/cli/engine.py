@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from harness import defaults, guests, log, memory, own_model, registry, remote
+from harness import defaults, log, registry, remote
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner
 from harness.executors import local, ray
@@ -21,9 +21,10 @@ from harness.results import flags, summaries, tables
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.spec import accepts_any, build, convert, fields, parse
 from harness.store import Store
-from harness.train import Interrupted, Stop
+from harness.targets import memory, objects, own_models
+from harness.targets.model_store import Workshop
+from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
-from harness.workshop import Workshop
 
 INTERRUPTED = 130
 
@@ -61,7 +62,7 @@ def target_of(
     if spec.name == "madry":
         spec, training = dataclasses.replace(spec, name="vanilla"), "adversarial"
     spec = _with_options(spec, defense_options, registry.defenses)
-    plan = own_model.plan(model, defaults.plan(dataset, training, plan_overrides))
+    plan = own_models.plan(model, defaults.plan(dataset, training, plan_overrides))
     return Target(
         dataset=dataset,
         model=model,
@@ -152,7 +153,7 @@ def run(**words: Any) -> int:
     step = words["step_size"] if words["step_size"] is not None else defaults.step_size(dataset)
     threat = ThreatModel(epsilon=epsilon, norm=words["norm"])
     model = parse(words["model"] or entry["model"])
-    model = own_model.specification(
+    model = own_models.specification(
         model, weights=words.get("weights"), normalisation=words.get("normalisation")
     )
     model = _with_options(model, dict(words["model_options"]), registry.models)
@@ -192,8 +193,8 @@ def run(**words: Any) -> int:
             for attack in words["attacks"]:
                 if suites.is_suite(attack):
                     specs += _suite(attack, target, threat, words, notes)
-            if own_model.is_given(model):
-                guests.refuse_copies(specs)
+            if own_models.is_given(model):
+                objects.refuse_copies(specs)
             for spec in {str(each): each for each in specs}.values():
                 cells.append(
                     Cell(
@@ -219,8 +220,8 @@ def _suite(
         scale=words.get("budget_scale") or 1.0,
         overrides={key: words[key] for key in ("steps", "eot") if words[key] is not None},
     )
-    if own_model.is_given(target.model):
-        entries, left_out = guests.without_copies(entries)
+    if own_models.is_given(target.model):
+        entries, left_out = objects.without_copies(entries)
         notes += [f"{name} suite, {line}" for line in left_out]
     notes += [
         f"scaled-down: {name} suite, {entry.name}: {entry.scaled}"

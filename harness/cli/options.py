@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.memory import size
+from harness.targets.memory import size
 from harness.types import HarnessError, number
 
 

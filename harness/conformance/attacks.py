@@ -16,11 +16,11 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from harness.defended import Defended
 from harness.evaluation.judge import OUTSIDE_BALL, check_images
 from harness.random import Draws, Role
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Attack, Batch, Defense, HarnessError, Norm, Perturbed, ThreatModel, Victim
-from harness.views import View
 
 RADII: dict[Norm, float] = {"linf": 0.1, "l2": 1.0}
 SHAPE = (1, 12, 12)

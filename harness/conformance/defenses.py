@@ -16,8 +16,8 @@ from harness.conformance.attacks import (
     require_steady,
     untouched_random_state,
 )
-from harness.defended import Defended
 from harness.random import Draws, Role
+from harness.targets.defended import Defended
 from harness.types import Backward, Batch, Defense, Randomness
 
 BATCH_TOLERANCE = 2e-3

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from harness import keys
-from harness.defended import Defended
 from harness.evaluation.runner import Plan, Runner
 from harness.progress import duration
 from harness.random import Draws, Role
 from harness.registry import attacks, models
 from harness.results.records import Target
 from harness.spec import build
+from harness.targets.defended import Defended
 from harness.types import Attack, Dataset, HarnessError
 
 _LEAST_SECONDS, _MOST_REPEATS, _SLOW = 0.15, 5, 1.0

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import log, memory, store, train
-from harness.defended import Defended
+from harness import log, store
 from harness.evaluation.judge import predictions
 from harness.leases import Busy, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role
+from harness.targets import memory, training
+from harness.targets.defended import Defended
+from harness.targets.views import Evidence, QueryBudgetSpent, View
 from harness.types import Attack, Batch, Dataset, HarnessError, Perturbed, ThreatModel
-from harness.views import Evidence, QueryBudgetSpent, View
 
 TRACE_DRAWS = 5
 """Draws by which an iterate of the trace is scored on a randomised defense."""
@@ -59,7 +60,7 @@ class Generation:
     folder: Path
     """Named by the key of the images, which every file in it states."""
     reporter: Reporter
-    stop: train.Stop
+    stop: training.Stop
     mend: Callable[[store.DamagedFile], object]
     """Sets a damaged batch aside; it is then made again."""
     leases: Leases | None = None

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.defended import Defended
 from harness.geometry import TOLERANCE, norms
 from harness.random import Draws, Role
+from harness.targets.defended import Defended
 from harness.types import Batch, ThreatModel
 
 

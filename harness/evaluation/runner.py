@@ -18,9 +18,9 @@ from harness.executors.local import Crew
 from harness.leases import Busy, Leases
 from harness.matrix import Matrix, Planned
 from harness.results.records import Cell, Failure, Record, Target, Timing
-from harness.train import Interrupted
+from harness.targets.model_store import Workshop, resolve
+from harness.targets.training import Interrupted
 from harness.types import Access, Attack, HarnessError, Source, Victim
-from harness.workshop import Workshop, resolve
 
 _PAUSE = 0.5
 T = TypeVar("T")

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import memory, store, train
-from harness.defended import Defended
+from harness import store
 from harness.evaluation.generation import Shard
 from harness.evaluation.judge import Judgement, judge
 from harness.evaluation.summary import Scored
 from harness.progress import Reporter
+from harness.targets import memory, training
+from harness.targets.defended import Defended
 from harness.types import Batch, Dataset, ThreatModel
 
 
@@ -37,7 +38,7 @@ class Scoring:
     folder: Path
     """Named by the key of the cell."""
     reporter: Reporter
-    stop: train.Stop
+    stop: training.Stop
     mend: Callable[[store.DamagedFile], object]
     """Sets damaged findings aside; the batch is then scored again."""
 

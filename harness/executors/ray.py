@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import log, own_model, remote
+from harness import log, remote
 from harness.evaluation.runner import Plan, Runner
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
 from harness.results.records import Failure, Record
 from harness.store import TEMPORARY, StoreError, remove, write_atomic
-from harness.train import Interrupted
+from harness.targets import own_models
+from harness.targets.training import Interrupted
 from harness.types import HarnessError
 
 RETRIES = 3
@@ -162,7 +163,7 @@ class _Drive:
         for each in plans:
             for target in (each.source, each.cell.target):
                 name = workshop.key(target)
-                if name not in trained and not own_model.is_given(target.model):
+                if name not in trained and not own_models.is_given(target.model):
                     trained[name] = self._send(None, each, "train", target=target)
         for each in plans:
             name = each.generation_key

@@ -15,15 +15,16 @@ from typing import Literal
 
 import torch
 
-from harness import keys, log, memory, remote
+from harness import keys, log, remote
 from harness.evaluation.runner import Runner, plan
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Silent
 from harness.results.records import Cell, Failure, Record, Target
 from harness.store import StoreError, make_folder
-from harness.train import Interrupted, Stop
+from harness.targets import memory
+from harness.targets.model_store import Workshop
+from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError
-from harness.workshop import Workshop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

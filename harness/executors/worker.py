@@ -51,12 +51,13 @@ def work(job: Job) -> int:
     """Run the cells of a job that nobody else runs. Returns an exit status."""
     import torch
 
-    from harness import log, memory, remote
+    from harness import log, remote
     from harness.evaluation.runner import Runner
     from harness.progress import Silent
-    from harness.train import Interrupted, Stop
+    from harness.targets import memory
+    from harness.targets.model_store import Workshop
+    from harness.targets.training import Interrupted, Stop
     from harness.types import HarnessError
-    from harness.workshop import Workshop
 
     stop = Stop()
     _obey(stop)

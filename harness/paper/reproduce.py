@@ -19,8 +19,8 @@ from harness.results.records import Cell, Failure, Record
 from harness.results.tables import load
 from harness.spec import build, parse
 from harness.store import Store
+from harness.targets.model_store import Workshop
 from harness.types import HarnessError
-from harness.workshop import Workshop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

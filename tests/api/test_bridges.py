@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from harness.api.bridges import attacker, to_art, to_foolbox, to_torchattacks
 from harness.api.evaluate import load_images
 from harness.conformance.attacks import Broken, untouched_random_state
-from harness.defended import Defended
 from harness.evaluation.judge import check_images
 from harness.registry import defenses, load_file
 from harness.results.frames import to_tensorboard
 from harness.spec import build, parse
+from harness.targets.defended import Defended
 from harness.types import HarnessError, ThreatModel
 
 own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.defended import Defended
 from harness.random import Draws, Role
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import Attack, Batch, Defense, ThreatModel
-from harness.views import View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

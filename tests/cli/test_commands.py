@@ -14,7 +14,7 @@ from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Cell, Record, Target, TrainingPlan
 from harness.store import Store
-from harness.train import Interrupted, Stop
+from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
@@ -176,8 +176,8 @@ def test_randomness_is_held_as_asked(kind: str, tmp_path: Path) -> None:
 
 
 def test_fixed_is_one_draw_for_all_images(tmp_path: Path) -> None:
-    from harness.defended import Defended
     from harness.random import Draws, Role
+    from harness.targets.defended import Defended
 
     images = torch.full((3, 1, 28, 28), 0.5)
     images[2] += 0.1

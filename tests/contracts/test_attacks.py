@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from harness.conformance import attacks as checked
-from harness.defended import Defended
 from harness.registry import attacks
 from harness.spec import build, fields, parse
+from harness.targets.defended import Defended
 from harness.types import Attack
 
 QUICK = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.defended import Defended
 from harness.evaluation.judge import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
 from harness.evaluation.summary import accuracy
 from harness.random import Draws, Role
+from harness.targets.defended import Defended
+from harness.targets.views import QueryBudgetSpent, View
 from harness.types import Access, Batch, Defense, HarnessError, ThreatModel
-from harness.views import QueryBudgetSpent, View
 
 
 class Brightness(nn.Module):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import memory
 from harness.cli.main import main
 from harness.results.records import Record
 from harness.store import Store
+from harness.targets import memory
 from harness.types import HarnessError
 
 Ask = Callable[..., dict[str, Any]]

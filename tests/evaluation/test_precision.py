@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from defenses.menet import NuclearNormMENet
 from defenses.vanilla import Vanilla
-from harness.defended import Defended
 from harness.paper.measured import cell_name
 from harness.progress import Silent
 from harness.random import Draws, Role
 from harness.results.records import Cell, Precision, Target, TrainingPlan
 from harness.store import Store
-from harness.train import Stop
+from harness.targets.defended import Defended
+from harness.targets.model_store import Workshop
+from harness.targets.training import Stop
+from harness.targets.views import View
 from harness.types import Batch, Spec, ThreatModel
-from harness.views import View
-from harness.workshop import Workshop
 
 
 class Linear(nn.Module):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from harness import store
 from harness.results.records import Timing
 from harness.store import DamagedFile, Store
+from harness.targets.model_store import load_weights
 from harness.types import HarnessError
-from harness.workshop import load_weights
 
 TIMING = Timing(key="k", seconds=1.5, images_per_second=2.0, started="now")
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([True, False])}

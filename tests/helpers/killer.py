@@ -21,10 +21,11 @@ from typing import Any
 
 import faults
 
-from harness import data, estimates, keys, registry, store, train
+from harness import data, keys, registry, store
 from harness.cli import engine
 from harness.cli import main as command_line
 from harness.results import provenance
+from harness.targets import estimates, training
 
 PHASES = ("starting", "training", "estimates", "attack", "scoring", "writing")
 place = mmap.mmap(-1, 1)
@@ -62,8 +63,8 @@ def prepare() -> None:
     data.load("digits", "test")
     for slow in ("tabulate", "torch._dynamo"):  # an optimiser imports the latter
         importlib.import_module(slow)
-    train.SAVE_EVERY = estimates.SAVE_EVERY = 0.0
-    train._SAVE_COST = 0
+    training.SAVE_EVERY = estimates.SAVE_EVERY = 0.0
+    training._SAVE_COST = 0
     engine.reporter = lambda **_: Watcher()  # type: ignore[assignment]
     whole = store.write_atomic
 

@@ -10,9 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import train
 from harness.data import load
-from harness.defended import Defended
 from harness.evaluation.runner import Runner
 from harness.geometry import project
 from harness.progress import Silent
@@ -22,8 +20,10 @@ from harness.results.records import Accuracy, Cell, Record, Target, TrainingPlan
 from harness.results.summaries import flagged
 from harness.spec import build, parse
 from harness.store import Store
+from harness.targets import training
+from harness.targets.defended import Defended
+from harness.targets.model_store import Workshop
 from harness.types import Access, Attack, Batch, Defense, Perturbed, Spec, ThreatModel, Victim
-from harness.workshop import Workshop
 from models.lenet import small_cnn
 
 HERE = Path(__file__)
@@ -49,7 +49,7 @@ def weights() -> dict[str, Tensor]:
         optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
         for _ in range(6):
             for part in torch.randperm(len(batch)).split(64):
-                loss = train.cross_entropy(model(batch.images[part]), batch.labels[part]).mean()
+                loss = training.cross_entropy(model(batch.images[part]), batch.labels[part]).mean()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -86,7 +86,7 @@ def measured(
 ) -> list[Record]:
     """A record for each attack on one planted target, with all flags that they raise together."""
     workshop = Ready(
-        store=Store(folder), device=torch.device("cpu"), reporter=Silent(), stop=train.Stop()
+        store=Store(folder), device=torch.device("cpu"), reporter=Silent(), stop=training.Stop()
     )
     target = Target(
         dataset="digits",

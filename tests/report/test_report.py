@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from harness import own_model
 from harness.cli.main import main
 from harness.paper import expansion, protocol
 from harness.paper.figures.data import FOLDER
@@ -23,6 +22,7 @@ from harness.results import summaries
 from harness.results.records import Failure
 from harness.results.statistics import in_percent
 from harness.store import Store
+from harness.targets import own_models
 from harness.types import ThreatModel
 from tests.helpers.fabricated import features, fill, gallery, record
 
@@ -205,7 +205,7 @@ def test_given_weights_were_not_trained_here(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
     cell = expansion.expand(protocol.load("table3"), protocol.profile("smoke"))[0].cells[0]
-    target = dataclasses.replace(cell.target, training=own_model.GIVEN)
+    target = dataclasses.replace(cell.target, training=own_models.GIVEN)
     made = record(dataclasses.replace(cell, target=target))
     store.write_json("records", made.key, made)
     text = page.page(store)

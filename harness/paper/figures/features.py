@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from harness import defaults, keys, registry, store
-from harness.defended import Defended
 from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion
 from harness.paper.figures import images
@@ -17,6 +16,7 @@ from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.results.records import Cell, Record
+from harness.targets.defended import Defended
 from harness.types import Batch, HarnessError
 
 QUANTILES = 200

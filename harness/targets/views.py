@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from harness.defended import Defended
 from harness.geometry import TOLERANCE, norms
 from harness.random import Draws
+from harness.targets.defended import Defended
 from harness.types import Access, Backward, Batch, Gradient, HarnessError, ThreatModel
 
 _LEVEL = {"none": 0, "labels": 1, "scores": 2, "gradients": 3}

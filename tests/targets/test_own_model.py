@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from harness.cli.main import main
-from harness.own_model import Probe, doubt, probe, wrong_range
 from harness.registry import load_file, models
 from harness.spec import build, parse
+from harness.targets.own_models import Probe, doubt, probe, wrong_range
 from harness.types import Batch, HarnessError
 
 own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")

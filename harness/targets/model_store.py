@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import admission, data, estimates, keys, own_model, store, train
-from harness.defended import Defended
+from harness import admission, data, keys, store
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine
@@ -22,6 +21,9 @@ from harness.registry import models
 from harness.results.records import Target, TrainingPlan
 from harness.spec import build
 from harness.store import DamagedFile, Store, StoreError
+from harness.targets import estimates, own_models, training
+from harness.targets.defended import Defended
+from harness.targets.views import View
 from harness.types import (
     Attack,
     Batch,
@@ -31,7 +33,6 @@ from harness.types import (
     Spec,
     ThreatModel,
 )
-from harness.views import View
 
 
 def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Workshop:
     store: Store
     device: torch.device
     reporter: Reporter
-    stop: train.Stop
+    stop: training.Stop
     data_dir: Path | None = None
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)
     damage: list[str] = dataclasses.field(default_factory=list)
@@ -129,7 +130,7 @@ class Workshop:
         return keys.key(self.resolved(target))
 
     def is_trained(self, target: Target) -> bool:
-        given = own_model.is_given(target.model)
+        given = own_models.is_given(target.model)
         return given or self.store.checkpoint_path(self.key(target)).exists()
 
     def mend(self, error: DamagedFile) -> str:
@@ -199,9 +200,9 @@ class Workshop:
         defended = Defended(
             model.to(self.device), defense, classes, auxiliary, search=target.precision
         )
-        if own_model.is_given(target.model):
-            probed = own_model.check(defended.frozen(), dataset, self.device)
-            if line := own_model.doubt(probed, classes):
+        if own_models.is_given(target.model):
+            probed = own_models.check(defended.frozen(), dataset, self.device)
+            if line := own_models.doubt(probed, classes):
                 self.reporter.say(line)
             return defended
         path = self.store.checkpoint_path(key)
@@ -230,7 +231,7 @@ class Workshop:
         title = f"training {target.label} on {target.dataset}"
         if plan.kind == "adversarial":
             title += f" (inner attack {plan.inner})"
-        job = train.Job(
+        job = training.Job(
             title=title,
             module=defended.model,
             dataset=dataset,
@@ -242,7 +243,7 @@ class Workshop:
             identity=key,
             mend=self.mend,
         )
-        report = train.fit(job, reporter=self.reporter, stop=self.stop)
+        report = training.fit(job, reporter=self.reporter, stop=self.stop)
         log = {
             "key": key,
             "target": target.label,
@@ -306,7 +307,7 @@ class Workshop:
         def loss(inner: nn.Module, batch: Batch, draws: Draws) -> Tensor:
             return defense.auxiliary_loss(inner, batch.images)
 
-        job = train.Job(
+        job = training.Job(
             title=title,
             module=module,
             dataset=dataset,
@@ -318,7 +319,7 @@ class Workshop:
             identity=key,
             mend=self.mend,
         )
-        train.fit(job, reporter=self.reporter, stop=self.stop)
+        training.fit(job, reporter=self.reporter, stop=self.stop)
 
 
 def load_weights(module: nn.Module, path: Path, identity: dict[str, str]) -> None:
@@ -348,7 +349,7 @@ def classifier_loss(
     plan: TrainingPlan,
     dataset: Dataset,
     versions: estimates.Estimates | None,
-) -> train.Loss:
+) -> training.Loss:
     """The loss of one training batch: pure, on stored versions, or adversarial (Madry et al. 2018).
 
     The draws' step is the number of the training step, counted over all epochs.
@@ -361,24 +362,24 @@ def classifier_loss(
         trained = defended.quick(batch.images.device)
         if versions is not None:
             seen = versions.versions(batch.ids, draws.step // steps)
-            logits = trained.classify(train.augment(seen, draws, plan.augment))
+            logits = trained.classify(training.augment(seen, draws, plan.augment))
         else:
-            images = train.augment(batch.images, draws, plan.augment)
+            images = training.augment(batch.images, draws, plan.augment)
             logits = trained.training_logits(images, draws)
-        return train.cross_entropy(logits, batch.labels)
+        return training.cross_entropy(logits, batch.labels)
 
     return pure
 
 
-def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> train.Loss:
+def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> training.Loss:
     if plan.inner is None:
         raise HarnessError("adversarial training needs an inner attack")
     attack = admission.attack(plan.inner)
 
     def adversarial(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        images = train.augment(batch.images, draws, plan.augment)
+        images = training.augment(batch.images, draws, plan.augment)
         centre = Batch(images, batch.labels, batch.ids)
-        epsilon = train.inner_epsilon(plan, draws.step / steps)
+        epsilon = training.inner_epsilon(plan, draws.step / steps)
         threat = ThreatModel(epsilon=epsilon)
         inner = Draws(combine(draws.seed, draws.step), batch.ids, Role.TRAIN_ATTACK)
         module.eval()
@@ -390,6 +391,6 @@ def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> tra
             module.requires_grad_(True)
             module.train()
         logits = defended.quick(images.device).training_logits(perturbed, draws)
-        return train.cross_entropy(logits, batch.labels)
+        return training.cross_entropy(logits, batch.labels)
 
     return adversarial

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import log, memory, store
+from harness import log, store
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine, permutation
 from harness.results.records import TrainingPlan
+from harness.targets import memory
 from harness.types import Batch, Dataset, HarnessError
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from harness import store
-from harness.defended import Defended
 from harness.progress import Reporter
 from harness.random import Draws, Role, mix_tensor
-from harness.train import Stop
+from harness.targets.defended import Defended
+from harness.targets.training import Stop
 from harness.types import Dataset
 
 _CHUNK = 500
