@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from attacks.pgd import PGD
 from attacks.spsa import SPSA
-from harness import data
+from harness.datasets import data
 from harness.random import Draws, Role, permutation
 from harness.registry import defenses, models
 from harness.results.records import Precision

@@ -29,7 +29,7 @@ from torch import Tensor
 from defenses.estimation import nuclear_norm, soft_impute, usvt
 from defenses.estimation.certificate import relative_gap
 from defenses.estimation.images import to_matrix
-from harness import data
+from harness.datasets import data
 
 CASES = (("cifar10-jpeg", 0.9), ("cifar10-jpeg", 0.5), ("mnist", 0.5))
 HEADER = ("task", "images", "p", "competitor", "theirs ms", "ours ms", "ratio", "range", "check")

@@ -32,7 +32,7 @@ from attacks.pgd import PGD
 from defenses.estimation import nuclear_norm, soft_impute, usvt
 from defenses.estimation.certificate import relative_gap
 from defenses.estimation.images import to_matrix
-from harness import data
+from harness.datasets import data
 from harness.random import Draws, Role
 from harness.registry import defenses, models
 from harness.spec import build, parse

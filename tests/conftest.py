@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data import load
+from harness.datasets.data import load
 from harness.types import Batch, Dataset
 
 torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.data import load
+from harness.datasets.data import load
 from harness.evaluation.judge import judge
 from harness.random import Draws, Role
 from harness.registry import attacks, models

@@ -19,10 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import data, data_checks, defaults, keys, progress, store
+from harness import defaults, keys, progress, store
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cli import engine
+from harness.datasets import checks, data
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.registry import defenses as defense_registry
@@ -193,7 +194,7 @@ def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
         )
     if pixels.is_floating_point():
         pixels = pixels.float()
-    data_checks.check_pixels(pixels, "images")
+    checks.check_pixels(pixels, "images")
     truth = truth.long()
     if int(truth.min()) < 0 or int(truth.max()) >= classes:
         raise HarnessError(
@@ -208,7 +209,7 @@ def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
         labels=truth,
         ids=ids,
         classes=tuple(map(str, range(classes))),
-        digest=data_checks.digest(pixels, truth, ids),
+        digest=checks.digest(pixels, truth, ids),
     )
 
 

@@ -167,7 +167,7 @@ def data_check(name: str, data_dir: Path | None) -> None:
     \b
     harness data check mnist --data-dir ~/data
     """
-    from harness.data import summary
+    from harness.datasets.data import summary
     from harness.progress import reporter
 
     for split in summary(name, data_dir, reporter=reporter()):

@@ -12,7 +12,7 @@ from typing import Any
 from harness import registry
 from harness.conformance import attacks as kit
 from harness.conformance import defenses
-from harness.data import load
+from harness.datasets.data import load
 from harness.spec import build, fields, parse
 from harness.types import Attack, Defense, HarnessError, Spec
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.sources import obtain
 from harness.registry import datasets
 from harness.types import DamageError

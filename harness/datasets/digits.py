@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.sources import stratified
 from harness.registry import datasets
 from harness.types import HarnessError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.pictures import by_class, decode, is_grey, listing
 from harness.progress import Reporter
 from harness.registry import datasets

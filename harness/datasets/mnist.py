@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.sources import obtain
 from harness.registry import datasets
 from harness.types import DamageError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.data import TEST_OFFSET, Samples, Split
+from harness.datasets.data import TEST_OFFSET, Samples, Split
 from harness.datasets.sources import stratified
 from harness.registry import datasets
 from harness.types import DamageError, HarnessError

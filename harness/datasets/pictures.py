@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import cache
+from harness.datasets.data import cache
 from harness.datasets.sources import name_ids
 from harness.progress import Reporter
 from harness.types import DamageError, HarnessError

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.data import cache
-from harness.data_checks import some
+from harness.datasets.checks import some
+from harness.datasets.data import cache
 from harness.random import Role, permutation
 from harness.types import HarnessError
 

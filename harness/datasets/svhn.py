@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.sources import obtain
 from harness.registry import datasets
 from harness.types import DamageError

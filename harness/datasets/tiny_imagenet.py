@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data import Samples, Split
+from harness.datasets.data import Samples, Split
 from harness.datasets.pictures import Files, decode, listing
 from harness.datasets.sources import obtain
 from harness.progress import Reporter

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import admission, data, keys, store
+from harness import admission, keys, store
+from harness.datasets import data
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Reporter
 from harness.random import Draws, Role, combine

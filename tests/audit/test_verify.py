@@ -168,7 +168,7 @@ def test_an_exchanged_image_inside_the_ball_is_found(copy: Path, randomised: boo
 
 
 def test_a_changed_label_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import data
+    from harness.datasets import data
 
     true = data.load
 

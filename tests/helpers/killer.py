@@ -21,9 +21,10 @@ from typing import Any
 
 import faults
 
-from harness import data, keys, registry, store
+from harness import keys, registry, store
 from harness.cli import engine
 from harness.cli import main as command_line
+from harness.datasets import data
 from harness.results import provenance
 from harness.targets import estimates, training
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.data import load
+from harness.datasets.data import load
 from harness.evaluation.runner import Runner
 from harness.geometry import project
 from harness.progress import Silent

@@ -104,7 +104,7 @@ def test_ranks_count_every_image(tmp_path: Path) -> None:
 
 
 def test_approximate_rank_is_that_of_its_singular_values() -> None:
-    from harness.data import load
+    from harness.datasets.data import load
 
     dataset = load("digits", "test").first(20)
     found = images.ranks(dataset, 20, Silent())

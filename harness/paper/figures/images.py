@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import data, keys, registry
+from harness import keys, registry
+from harness.datasets import data
 from harness.paper import protocol
 from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
 from harness.paper.protocol import Profile, Protocol

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from sklearn.datasets import load_digits
 
-from harness import data
+from harness.datasets import data
 from harness.datasets.digits import enlarge
 
 torch.set_num_threads(1)

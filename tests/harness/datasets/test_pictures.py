@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import data
-from harness.datasets import sources
+from harness.datasets import data, sources
 from harness.progress import Lines
 from harness.types import DamageError, HarnessError
 

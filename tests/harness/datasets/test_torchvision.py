@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import data
+from harness.datasets import data
 from harness.types import DamageError, HarnessError
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.data import Samples
+from harness.datasets.data import Samples
 from harness.geometry import project
 from harness.random import Draws
 from harness.types import Access, Attack, Batch, Defense, Perturbed, ThreatModel, Victim

@@ -13,9 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import data
-from harness.data import Samples, assemble
-from harness.datasets import sources
+from harness.datasets import data, sources
+from harness.datasets.data import Samples, assemble
 from harness.registry import datasets
 from harness.types import HarnessError
 
@@ -186,7 +185,7 @@ def test_data_dir_wins_over_the_environment(
 def test_a_dataset_of_ones_own_from_a_file(tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
     source.write_text(
-        "import torch\nfrom harness.data import Samples\n"
+        "import torch\nfrom harness.datasets.data import Samples\n"
         "def coins(split, folder, *, sides: int = 2):\n"
         "    return Samples(images=torch.rand(6, 1, 4, 4), labels=torch.arange(6) % sides,\n"
         "                   classes=[str(side) for side in range(sides)])\n"

@@ -23,7 +23,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from harness.data_checks import check, digest, some, span
+from harness.datasets.checks import check, digest, some, span
 from harness.progress import Reporter, Silent
 from harness.registry import datasets
 from harness.types import Dataset, HarnessError
@@ -85,7 +85,7 @@ def load(
     samples = make(split, where, **options)
     if not isinstance(samples, Samples):
         raise HarnessError(
-            f"dataset {name} returned {type(samples).__name__}: it must return harness.data.Samples",
+            f"dataset {name} returned {type(samples).__name__}: it must return harness.datasets.data.Samples",
             page="datasets",
         )
     return assemble(name, split, samples)
