@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import admission, keys
+from harness import keys
+from harness.cells import plugins
 from harness.evaluation.runner import source_of
 from harness.executors.ray import parts
 from harness.paper import expansion, protocol
@@ -93,7 +94,7 @@ class Graph:
         self.tasks: list[Task] = []
         self.trained: dict[bytes, int] = {}
         self.estimated: dict[bytes, int] = {}
-        attacks = [admission.attack(cell.attack) for cell in cells]
+        attacks = [plugins.attack(cell.attack) for cell in cells]
         sources = [
             source_of(cell.target, attack.source)
             for cell, attack in zip(cells, attacks, strict=True)
@@ -136,7 +137,7 @@ class Graph:
         seen = images * plan.epochs
         seconds, moved, after = 3 * forward * seen, weights, []
         if plan.kind == "adversarial" and plan.inner is not None:
-            passes = admission.attack(plan.inner).passes or 1
+            passes = plugins.attack(plan.inner).passes or 1
             seconds += seen * (passes * (2 * forward + transform) + transform)
         elif defense.estimates:
             same = keys.canonical([target.dataset, target.defense, target.seed, plan.limit])
@@ -182,7 +183,7 @@ class Graph:
 
 
 def _defense(target: Target) -> Defense:
-    return admission.defense(target.defense)
+    return plugins.defense(target.defense)
 
 
 def longest(tasks: Sequence[Task]) -> tuple[list[float], list[int]]:

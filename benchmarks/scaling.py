@@ -87,7 +87,7 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     """Planning and the cost around a cell; whether both are below what is allowed."""
     import torch
 
-    from harness import defaults
+    from harness.cells import defaults
     from harness.evaluation.runner import Runner, plan
     from harness.progress import Silent
     from harness.results.records import Cell, Record, Target, Timing

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from harness import defaults
+from harness.cells import defaults
 from harness.progress import Silent
 from harness.results.records import Target
 from harness.spec import parse

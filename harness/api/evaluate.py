@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import defaults, keys, progress, store
+from harness import keys, progress, store
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
+from harness.cells import defaults
 from harness.cli import engine
 from harness.datasets import checks, data
 from harness.evaluation import suites

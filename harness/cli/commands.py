@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from harness import defaults, registry, store
+from harness import registry, store
 from harness.audit import battery, convergence, verify
+from harness.cells import defaults
 from harness.cli import engine
 from harness.evaluation.runner import Runner
 from harness.results import flags, summaries

@@ -12,7 +12,8 @@ from typing import Any
 import click
 import torch
 
-from harness import defaults, log, registry, remote
+from harness import log, registry, remote
+from harness.cells import defaults
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner
 from harness.executors import local, ray

@@ -10,13 +10,14 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from harness import admission, defaults, keys, log, matrix, store
+from harness import keys, log, store
+from harness.cells import defaults, matrix, plugins
+from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
 from harness.evaluation.scoring import Scoring
 from harness.executors.local import Crew
 from harness.leases import Busy, Leases
-from harness.matrix import Matrix, Planned
 from harness.results.records import Cell, Failure, Record, Target, Timing
 from harness.targets.model_store import Workshop, resolve
 from harness.targets.training import Interrupted
@@ -58,8 +59,8 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
     Raises:
         HarnessError: a plugin or parameter that does not exist, or an attack that cannot serve.
     """
-    attack = admission.attack(cell.attack)
-    source = source_of(cell.target, admission.guarded(str(cell.attack), lambda: attack.source))
+    attack = plugins.attack(cell.attack)
+    source = source_of(cell.target, plugins.guarded(str(cell.attack), lambda: attack.source))
     test = workshop.dataset(cell.target.dataset, "test")
     target_facts = workshop.resolved(cell.target)
     generation = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from harness import defaults
+from harness.cells import defaults
 from harness.paper import claims, protocol
 from harness.paper.claims import Claim
 from harness.paper.decoding import nearest

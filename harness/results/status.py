@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.cells.matrix import FOLDER, Matrix, Planned
 from harness.leases import Holding, Leases
-from harness.matrix import FOLDER, Matrix, Planned
 from harness.progress import duration
 from harness.results.records import Failure, Timing
 from harness.store import Store, files

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import admission, keys, store
+from harness import keys, store
+from harness.cells import plugins
 from harness.datasets import data
 from harness.leases import Busy, Lease, Leases
 from harness.progress import Reporter
@@ -93,7 +94,7 @@ class Workshop:
         return self._datasets[name, split]
 
     def defense(self, target: Target) -> Defense:
-        defense = admission.defense(target.defense)
+        defense = plugins.defense(target.defense)
         if target.training.kind == "adversarial" and defense.estimates:
             defense = dataclasses.replace(defense, estimates=0)  # a fresh mask at every forward
         return defense
@@ -114,9 +115,9 @@ class Workshop:
         plan.pop("paper_epochs")
         plan["inner"] = None
         if target.training.inner is not None:
-            inner = admission.attack(target.training.inner)
+            inner = plugins.attack(target.training.inner)
             plan["inner"] = resolve(inner, target.training.inner)
-        admission.check_parameters(target.model, models)
+        plugins.check_parameters(target.model, models)
         return {
             "engine": keys.ENGINE_VERSION,
             "dataset": {"name": target.dataset, "digest": dataset.digest},
@@ -375,7 +376,7 @@ def classifier_loss(
 def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> training.Loss:
     if plan.inner is None:
         raise HarnessError("adversarial training needs an inner attack")
-    attack = admission.attack(plan.inner)
+    attack = plugins.attack(plan.inner)
 
     def adversarial(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         images = training.augment(batch.images, draws, plan.augment)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from harness.cells.matrix import Matrix
 from harness.cli.main import main
 from harness.leases import Leases
-from harness.matrix import Matrix
 from harness.results.records import Failure, Record
 from harness.store import Store
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness import defaults, keys, registry, store
+from harness import keys, registry, store
+from harness.cells import defaults
 from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion
 from harness.paper.figures import images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import defaults
+from harness.cells import defaults
 
 
 @pytest.mark.parametrize(

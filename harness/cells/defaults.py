@@ -17,7 +17,7 @@ from harness.types import HarnessError, Spec, number
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    text = importlib.resources.files("harness").joinpath("defaults.toml").read_text("utf-8")
+    text = importlib.resources.files("harness.cells").joinpath("defaults.toml").read_text("utf-8")
     return tomllib.loads(text)
 
 
