@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import keys
 from harness.cells import plugins
 from harness.evaluation.runner import source_of
 from harness.executors.ray import parts
@@ -31,6 +30,7 @@ from harness.paper import expansion, protocol
 from harness.registry import models
 from harness.results.records import Cell, Target
 from harness.spec import build
+from harness.storage import keys
 from harness.types import Attack, Defense, Spec
 
 SIZES = {  # training images, test images, shape, classes

@@ -89,9 +89,9 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
 
     from harness.cells import defaults
     from harness.evaluation.runner import Runner, plan
-    from harness.progress import Silent
     from harness.results.records import Cell, Record, Target, Timing
-    from harness.store import Store
+    from harness.storage.progress import Silent
+    from harness.storage.store import Store
     from harness.targets.model_store import Workshop
     from harness.targets.training import Stop
     from harness.types import Spec, ThreatModel

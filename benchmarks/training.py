@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from harness.cells import defaults
-from harness.progress import Silent
 from harness.results.records import Target
 from harness.spec import parse
-from harness.store import Store
+from harness.storage.progress import Silent
+from harness.storage.store import Store
 from harness.targets.model_store import Workshop
 from harness.targets.training import Stop
 

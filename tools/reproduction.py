@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.paper import protocol
 from harness.paper.measured import Number, Results, percent, verdict
-from harness.store import Store
+from harness.storage.store import Store
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"
 BEGIN, END = "<!-- claims: made by tools/reproduction.py -->", "<!-- end of claims -->"

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness import keys, progress, store
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cells import defaults
@@ -31,6 +30,7 @@ from harness.registry import defenses as defense_registry
 from harness.results import flags
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.spec import build, parse
+from harness.storage import keys, progress, store
 from harness.targets import objects, own_models
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop, precise

@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from harness import keys, store
 from harness.audit import binarization
 from harness.audit.verdict import Audit, Probe, Tried, conclude, report
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.evaluation.suites import Entry
-from harness.progress import duration
 from harness.random import Draws, Role
 from harness.registry import attacks
 from harness.results import flags as audit
 from harness.results.records import Cell, Record, Target
 from harness.spec import build
+from harness.storage import keys, store
+from harness.storage.progress import duration
 from harness.targets import objects, own_models
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop

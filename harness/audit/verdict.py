@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from harness.evaluation.suites import Worst, worst_case
-from harness.progress import duration
 from harness.results import flags as audit
 from harness.results.paired import comparable
 from harness.results.records import Record, Target
 from harness.results.statistics import in_percent
+from harness.storage.progress import duration
 from harness.types import ThreatModel
 
 BROKEN = 0.1

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import keys, store
 from harness.evaluation.runner import Plan, plan
 from harness.evaluation.suites import vote_outcomes
-from harness.progress import Reporter
 from harness.random import Draws, Role
 from harness.results import flags, provenance
 from harness.results.paired import right_counts
 from harness.results.records import Accuracy, Record, unpack
+from harness.storage import keys, store
+from harness.storage.progress import Reporter
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop
 from harness.types import Dataset, HarnessError, ThreatModel

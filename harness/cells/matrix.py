@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness import keys
+from harness.storage import keys
 
 FOLDER = "matrices"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness import registry, store
+from harness import registry
 from harness.audit import battery, convergence, verify
 from harness.cells import defaults
 from harness.cli import engine
@@ -16,7 +16,8 @@ from harness.evaluation.runner import Runner
 from harness.results import flags, summaries
 from harness.results.records import Cell, Target
 from harness.spec import parse
-from harness.store import Store
+from harness.storage import store
+from harness.storage.store import Store
 from harness.targets import objects, own_models
 from harness.types import HarnessError, ThreatModel
 

@@ -12,16 +12,17 @@ from typing import Any
 import click
 import torch
 
-from harness import log, registry, remote
+from harness import registry
 from harness.cells import defaults
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner
 from harness.executors import local, ray
-from harness.progress import reporter
 from harness.results import flags, summaries, tables
 from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
 from harness.spec import accepts_any, build, convert, fields, parse
-from harness.store import Store
+from harness.storage import log, remote
+from harness.storage.progress import reporter
+from harness.storage.store import Store
 from harness.targets import memory, objects, own_models
 from harness.targets.model_store import Workshop
 from harness.targets.training import Interrupted, Stop

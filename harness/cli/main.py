@@ -168,7 +168,7 @@ def data_check(name: str, data_dir: Path | None) -> None:
     harness data check mnist --data-dir ~/data
     """
     from harness.datasets.data import summary
-    from harness.progress import reporter
+    from harness.storage.progress import reporter
 
     for split in summary(name, data_dir, reporter=reporter()):
         channels, height, width = split.shape

@@ -24,7 +24,7 @@ def table(form: str, results: Path, strict: bool) -> None:
     """
     from harness.results import tables
     from harness.results.flags import strict_status
-    from harness.store import Store
+    from harness.storage.store import Store
 
     if not (results / "records").is_dir():
         raise HarnessError(f"no records in {results}: `harness run` makes some, or name --results")
@@ -100,7 +100,7 @@ def status(results: Path, cache: Path | None) -> None:
     harness status --results results/runs
     """
     from harness.results import status as status_
-    from harness.store import Store
+    from harness.storage.store import Store
 
     for line in status_.lines(Store(results, cache)):
         click.echo(line)
@@ -118,7 +118,7 @@ def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -
     harness clean --what attacked --what states --yes
     """
     from harness.results import clean as clean_
-    from harness.store import Store
+    from harness.storage.store import Store
 
     for line in clean_.run(Store(results, cache), what, yes=yes):
         click.echo(line)

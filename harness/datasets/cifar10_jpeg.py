@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.datasets.data import Samples, Split
 from harness.datasets.pictures import by_class, decode, listing
 from harness.datasets.sources import obtain
-from harness.progress import Reporter
 from harness.registry import datasets
+from harness.storage.progress import Reporter
 
 _PLACE = "cifar10-jpeg"
 

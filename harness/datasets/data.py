@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from harness.datasets.checks import check, digest, some, span
-from harness.progress import Reporter, Silent
 from harness.registry import datasets
+from harness.storage.progress import Reporter, Silent
 from harness.types import Dataset, HarnessError
 
 Split = Literal["train", "test"]

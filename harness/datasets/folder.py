@@ -7,8 +7,8 @@ from pathlib import Path
 
 from harness.datasets.data import Samples, Split
 from harness.datasets.pictures import by_class, decode, is_grey, listing
-from harness.progress import Reporter
 from harness.registry import datasets
+from harness.storage.progress import Reporter
 from harness.types import HarnessError
 
 

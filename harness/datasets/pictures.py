@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.datasets.data import cache
 from harness.datasets.sources import name_ids
-from harness.progress import Reporter
+from harness.storage.progress import Reporter
 from harness.types import DamageError, HarnessError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")

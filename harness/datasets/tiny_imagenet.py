@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.datasets.data import Samples, Split
 from harness.datasets.pictures import Files, decode, listing
 from harness.datasets.sources import obtain
-from harness.progress import Reporter
 from harness.registry import datasets
+from harness.storage.progress import Reporter
 from harness.types import DamageError, HarnessError
 
 _PLACE = "tiny-imagenet-200"

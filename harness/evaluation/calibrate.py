@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from harness import keys
 from harness.evaluation.runner import Plan, Runner
-from harness.progress import duration
 from harness.random import Draws, Role
 from harness.registry import attacks, models
 from harness.results.records import Target
 from harness.spec import build
+from harness.storage import keys
+from harness.storage.progress import duration
 from harness.targets.defended import Defended
 from harness.types import Attack, Dataset, HarnessError
 

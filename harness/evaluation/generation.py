@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import log, store
 from harness.evaluation.judge import predictions
-from harness.leases import Busy, Leases
-from harness.progress import Reporter
 from harness.random import Draws, Role
+from harness.storage import log, store
+from harness.storage.leases import Busy, Leases
+from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
 from harness.targets.views import Evidence, QueryBudgetSpent, View

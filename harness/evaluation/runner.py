@@ -10,15 +10,15 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from harness import keys, log, store
 from harness.cells import defaults, matrix, plugins
 from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
 from harness.evaluation.scoring import Scoring
 from harness.executors.local import Crew
-from harness.leases import Busy, Leases
 from harness.results.records import Cell, Failure, Record, Target, Timing
+from harness.storage import keys, log, store
+from harness.storage.leases import Busy, Leases
 from harness.targets.model_store import Workshop, resolve
 from harness.targets.training import Interrupted
 from harness.types import Access, Attack, HarnessError, Source, Victim

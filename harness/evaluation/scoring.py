@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness import store
 from harness.evaluation.generation import Shard
 from harness.evaluation.judge import Judgement, judge
 from harness.evaluation.summary import Scored
-from harness.progress import Reporter
+from harness.storage import store
+from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
 from harness.types import Batch, Dataset, ThreatModel

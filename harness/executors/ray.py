@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import log, remote
 from harness.evaluation.runner import Plan, Runner
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
 from harness.results.records import Failure, Record
-from harness.store import TEMPORARY, StoreError, remove, write_atomic
+from harness.storage import log, remote
+from harness.storage.store import TEMPORARY, StoreError, remove, write_atomic
 from harness.targets import own_models
 from harness.targets.training import Interrupted
 from harness.types import HarnessError

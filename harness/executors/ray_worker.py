@@ -15,12 +15,12 @@ from typing import Literal
 
 import torch
 
-from harness import keys, log, remote
 from harness.evaluation.runner import Runner, plan
-from harness.leases import Busy, Lease, Leases
-from harness.progress import Silent
 from harness.results.records import Cell, Failure, Record, Target
-from harness.store import StoreError, make_folder
+from harness.storage import keys, log, remote
+from harness.storage.leases import Busy, Lease, Leases
+from harness.storage.progress import Silent
+from harness.storage.store import StoreError, make_folder
 from harness.targets import memory
 from harness.targets.model_store import Workshop
 from harness.targets.training import Interrupted, Stop

@@ -51,9 +51,9 @@ def work(job: Job) -> int:
     """Run the cells of a job that nobody else runs. Returns an exit status."""
     import torch
 
-    from harness import log, remote
     from harness.evaluation.runner import Runner
-    from harness.progress import Silent
+    from harness.storage import log, remote
+    from harness.storage.progress import Silent
     from harness.targets import memory
     from harness.targets.model_store import Workshop
     from harness.targets.training import Interrupted, Stop

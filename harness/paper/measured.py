@@ -12,7 +12,6 @@ from typing import Literal
 
 import msgspec
 
-from harness import keys
 from harness.evaluation import suites
 from harness.paper import claims, expansion
 from harness.paper.expansion import Place
@@ -21,7 +20,8 @@ from harness.results import flags as audit
 from harness.results.records import Cell, Failure, Record
 from harness.results.statistics import in_percent, wilson
 from harness.results.tables import Loaded, load
-from harness.store import Store
+from harness.storage import keys
+from harness.storage.store import Store
 
 CELLS = "cells"
 """Folder of the results that says which record answers a cell: one record may answer cells that are

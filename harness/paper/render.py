@@ -14,7 +14,7 @@ from harness.paper import tables as paper_tables
 from harness.paper.figures import draw
 from harness.paper.measured import Results
 from harness.paper.protocol import Profile, Protocol
-from harness.store import Store
+from harness.storage.store import Store
 from harness.types import HarnessError
 
 

@@ -18,7 +18,7 @@ from harness.paper.render import choose, remember, render, results_folder
 from harness.results.records import Cell, Failure, Record
 from harness.results.tables import load
 from harness.spec import build, parse
-from harness.store import Store
+from harness.storage.store import Store
 from harness.targets.model_store import Workshop
 from harness.types import HarnessError
 
@@ -166,8 +166,8 @@ def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
 
 def command(**words: Any) -> int:
     """`harness reproduce`. Returns the exit status."""
-    from harness import remote
     from harness.cli import engine
+    from harness.storage import remote
 
     tables = choose(words["names"])
     profile = protocol.profile(words["profile"])

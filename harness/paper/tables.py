@@ -11,13 +11,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import store
 from harness.paper import claims, expansion, protocol
 from harness.paper.measured import After, Number, Results, Share, percent, symbols, verdict
 from harness.paper.protocol import Profile, Protocol
 from harness.results import flags as audit
 from harness.results.records import Record
 from harness.results.tables import UNKNOWN, escape_markdown, guarded
+from harness.storage import store
 
 FOLDER = "tables"
 AFTER = "after the adaptive suite"

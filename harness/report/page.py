@@ -17,20 +17,20 @@ from typing import Any
 
 import msgspec
 
-from harness import store
 from harness.paper import protocol, tables
 from harness.paper.figures import draw
 from harness.paper.figures.data import FOLDER as DATA
 from harness.paper.figures.data import Gallery, Picture
 from harness.paper.measured import Number, Results, Share, Verdict, percent, share, verdict
 from harness.paper.render import Reproduced, reproduced
-from harness.progress import duration
 from harness.results import flags as audit
 from harness.results import summaries
 from harness.results.records import Failure, Record
 from harness.results.statistics import in_percent
 from harness.results.tables import UNKNOWN
-from harness.store import Store
+from harness.storage import store
+from harness.storage.progress import duration
+from harness.storage.store import Store
 from harness.types import HarnessError
 
 STATES: Mapping[str, tuple[str, str]] = {

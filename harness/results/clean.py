@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness.progress import duration
 from harness.results import status
-from harness.store import DAMAGED, TEMPORARY, Store, files, header, remove
+from harness.storage.progress import duration
+from harness.storage.store import DAMAGED, TEMPORARY, Store, files, header, remove
 from harness.types import HarnessError
 
 _OLD = 3600.0

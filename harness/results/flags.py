@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness import keys
 from harness.results.paired import Comparison, comparable, compare, right_counts
 from harness.results.records import Record
 from harness.results.statistics import in_percent, mcnemar
+from harness.storage import keys
 
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.results import tables
 from harness.results.records import Record, Timing
-from harness.store import Store
+from harness.storage.store import Store
 from harness.types import HarnessError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cells.matrix import FOLDER, Matrix, Planned
-from harness.leases import Holding, Leases
-from harness.progress import duration
 from harness.results.records import Failure, Timing
-from harness.store import Store, files
+from harness.storage.leases import Holding, Leases
+from harness.storage.progress import duration
+from harness.storage.store import Store, files
 from harness.types import HarnessError
 
 

@@ -7,11 +7,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness import keys
 from harness.audit.verdict import Audit
 from harness.evaluation import suites
 from harness.results import flags as audit
 from harness.results.records import Failure, Record, unpack
+from harness.storage import keys
 
 
 def flagged(

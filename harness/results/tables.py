@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from harness.audit.verdict import Audit
-from harness.progress import duration
 from harness.results import flags, summaries
 from harness.results.records import Failure, Record, Timing
 from harness.results.statistics import in_percent
-from harness.store import Store
+from harness.storage.progress import duration
+from harness.storage.store import Store
 
 UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"

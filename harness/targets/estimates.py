@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import store
-from harness.progress import Reporter
 from harness.random import Draws, Role, mix_tensor
+from harness.storage import store
+from harness.storage.progress import Reporter
 from harness.targets.defended import Defended
 from harness.targets.training import Stop
 from harness.types import Dataset

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import keys, store
 from harness.cells import plugins
 from harness.datasets import data
-from harness.leases import Busy, Lease, Leases
-from harness.progress import Reporter
 from harness.random import Draws, Role, combine
 from harness.registry import models
 from harness.results.records import Target, TrainingPlan
 from harness.spec import build
-from harness.store import DamagedFile, Store, StoreError
+from harness.storage import keys, store
+from harness.storage.leases import Busy, Lease, Leases
+from harness.storage.progress import Reporter
+from harness.storage.store import DamagedFile, Store, StoreError
 from harness.targets import estimates, own_models, training
 from harness.targets.defended import Defended
 from harness.targets.views import View

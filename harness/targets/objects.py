@@ -8,9 +8,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness import keys, registry
+from harness import registry
 from harness.evaluation.suites import Entry
 from harness.spec import build
+from harness.storage import keys
 from harness.types import Attack, Defense, HarnessError, Spec
 
 PREFIX = "object"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import log, store
-from harness.progress import Reporter
 from harness.random import Draws, Role, combine, permutation
 from harness.results.records import TrainingPlan
+from harness.storage import log, store
+from harness.storage.progress import Reporter
 from harness.targets import memory
 from harness.types import Batch, Dataset, HarnessError
 

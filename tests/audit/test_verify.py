@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load
 
-from harness import keys, store
 from harness.audit import verify
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Record, pack, unpack
-from harness.store import Store
+from harness.storage import keys, store
+from harness.storage.store import Store
 from harness.types import ThreatModel
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")

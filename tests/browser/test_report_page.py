@@ -14,7 +14,7 @@ import pytest
 from harness.paper import protocol
 from harness.paper.figures.data import FOLDER
 from harness.report import page
-from harness.store import Store
+from harness.storage.store import Store
 from tests.helpers.fabricated import features, fill, gallery
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from harness import store
 from harness.cli.main import main
 from harness.datasets import data
+from harness.storage import store
 
 RUN = shlex.split(
     "run --quiet --dataset digits --defense vanilla --attack fgsm --limit 6 --draws 1 --epochs 1 "

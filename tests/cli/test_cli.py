@@ -17,7 +17,7 @@ from harness.paper import expansion, protocol
 from harness.random import Draws
 from harness.results.records import Failure, Record
 from harness.spec import parse
-from harness.store import Store
+from harness.storage.store import Store
 from tests.helpers.fabricated import record
 
 QUICK = ["--epochs", "2", "-T", "limit=200", "--limit", "30", "--quiet", "--device", "cpu"]

@@ -13,7 +13,7 @@ from harness.audit.verdict import Audit
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Cell, Record, Target, TrainingPlan
-from harness.store import Store
+from harness.storage.store import Store
 from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel
 

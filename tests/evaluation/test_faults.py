@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.results.records import Record
-from harness.store import Store, read_tensors
+from harness.storage.store import Store, read_tensors
 
 Ask = Callable[..., dict[str, Any]]
 SMALL = shlex.split(

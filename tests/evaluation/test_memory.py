@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from harness.cli.main import main
 from harness.results.records import Record
-from harness.store import Store
+from harness.storage.store import Store
 from harness.targets import memory
 from harness.types import HarnessError
 

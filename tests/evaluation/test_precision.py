@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from defenses.menet import NuclearNormMENet
 from defenses.vanilla import Vanilla
 from harness.paper.measured import cell_name
-from harness.progress import Silent
 from harness.random import Draws, Role
 from harness.results.records import Cell, Precision, Target, TrainingPlan
-from harness.store import Store
+from harness.storage.progress import Silent
+from harness.storage.store import Store
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop
 from harness.targets.training import Stop

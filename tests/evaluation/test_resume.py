@@ -13,11 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import store
 from harness.cli.main import main
 from harness.random import Draws
 from harness.results import tables
-from harness.store import Store
+from harness.storage import store
+from harness.storage.store import Store
 
 KILLS = int(os.environ.get("HARNESS_KILLS", "50"))
 """The long version of the test: HARNESS_KILLS=500."""

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from harness import store
 from harness.cli.main import main
 from harness.executors import local
 from harness.executors.worker import Job, encode
-from harness.leases import Leases
 from harness.results.records import Record
-from harness.store import Store
+from harness.storage import store
+from harness.storage.leases import Leases
+from harness.storage.store import Store
 from harness.types import HarnessError
 
 Ask = Callable[..., dict[str, Any]]

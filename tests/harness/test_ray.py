@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness.cli.main import main
 from harness.executors.ray import parts
-from harness.leases import Holding, Leases
+from harness.storage.leases import Holding, Leases
 
 Ask = Callable[..., dict[str, Any]]
 SMALL = ["run", "--dataset", "digits", "--attack", "pgd", "--quiet"]

@@ -6,7 +6,6 @@ import hashlib
 import random
 from pathlib import Path
 
-from harness import keys
 from harness.paper import expansion
 from harness.paper.figures.data import (
     FOLDER,
@@ -21,7 +20,8 @@ from harness.paper.figures.data import (
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import remember
 from harness.results.records import Accuracy, Cell, Record, Timing, TracePoint, pack
-from harness.store import Store
+from harness.storage import keys
+from harness.storage.store import Store
 
 COUNT = 40
 

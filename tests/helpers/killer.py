@@ -21,11 +21,12 @@ from typing import Any
 
 import faults
 
-from harness import keys, registry, store
+from harness import registry
 from harness.cli import engine
 from harness.cli import main as command_line
 from harness.datasets import data
 from harness.results import provenance
+from harness.storage import keys, store
 from harness.targets import estimates, training
 
 PHASES = ("starting", "training", "estimates", "attack", "scoring", "writing")

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from harness.datasets.data import load
 from harness.evaluation.runner import Runner
 from harness.geometry import project
-from harness.progress import Silent
 from harness.random import Draws, Role
 from harness.registry import models
 from harness.results.records import Accuracy, Cell, Record, Target, TrainingPlan, pack
 from harness.results.summaries import flagged
 from harness.spec import build, parse
-from harness.store import Store
+from harness.storage.progress import Silent
+from harness.storage.store import Store
 from harness.targets import training
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop

@@ -22,9 +22,9 @@ from harness.paper import protocol
 from harness.paper.figures import draw, images
 from harness.paper.figures.data import FOLDER, RankData, Ranks
 from harness.paper.measured import Results
-from harness.progress import Silent
 from harness.report import page
-from harness.store import Store
+from harness.storage.progress import Silent
+from harness.storage.store import Store
 from harness.types import HarnessError
 from tests.helpers.fabricated import features, fill, grey
 
@@ -63,7 +63,7 @@ def test_every_figure_of_the_paper_without_torch(tmp_path: Path) -> None:
             assert b"dc:date" not in content and b"<script" not in content
     code = (
         "import sys\nfrom pathlib import Path\nfrom harness import drawing, protocol\n"
-        "from harness.store import Store\n"
+        "from harness.storage.store import Store\n"
         "tables = [protocol.load(name) for name in protocol.names() if 'figure' in name]\n"
         f"drawing.render(tables, protocol.profile('smoke'), Store(Path({str(tmp_path)!r})))\n"
         "assert 'torch' not in sys.modules"

@@ -17,7 +17,7 @@ from harness.paper import expansion, protocol, tables
 from harness.paper.measured import Results, cell_name, percent, verdict
 from harness.paper.protocol import Protocol, Row
 from harness.results.records import Cell, Failure
-from harness.store import Store
+from harness.storage.store import Store
 from tests.helpers.fabricated import fill, record
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_the_same_bytes_each_time_and_without_torch(tmp_path: Path) -> None:
     assert {path.suffix for path in first} == {".md", ".csv", ".tex"}
     code = (
         "import sys\nfrom pathlib import Path\nfrom harness import paper_tables, protocol\n"
-        "from harness.paper.measured import Results\nfrom harness.store import Store\n"
+        "from harness.paper.measured import Results\nfrom harness.storage.store import Store\n"
         f"results = Results(Store(Path({str(tmp_path)!r})))\n"
         "table, profile = protocol.load('table6'), protocol.profile('smoke')\n"
         "paper_tables.write(table, profile, results)\n"

@@ -21,7 +21,7 @@ from harness.report import page
 from harness.results import summaries
 from harness.results.records import Failure
 from harness.results.statistics import in_percent
-from harness.store import Store
+from harness.storage.store import Store
 from harness.targets import own_models
 from harness.types import ThreatModel
 from tests.helpers.fabricated import features, fill, gallery, record

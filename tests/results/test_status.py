@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from harness.cells.matrix import Matrix
 from harness.cli.main import main
-from harness.leases import Leases
 from harness.results.records import Failure, Record
-from harness.store import Store
+from harness.storage.leases import Leases
+from harness.storage.store import Store
 
 
 @pytest.fixture

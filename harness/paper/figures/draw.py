@@ -15,13 +15,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from harness import store
 from harness.paper.figures import curves
 from harness.paper.figures.data import FOLDER as DATA
 from harness.paper.figures.data import FeatureData, MaskData, Picture, RankData
 from harness.paper.measured import Results
 from harness.paper.protocol import Profile, Protocol
 from harness.results.tables import guarded
+from harness.storage import store
 
 FOLDER = "figures"
 # Okabe and Ito's palette, told apart with every common colour blindness; markers repeat what colours say.

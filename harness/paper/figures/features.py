@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness import keys, registry, store
+from harness import registry
 from harness.cells import defaults
 from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion
@@ -17,6 +17,7 @@ from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.results.records import Cell, Record
+from harness.storage import keys, store
 from harness.targets.defended import Defended
 from harness.types import Batch, HarnessError
 

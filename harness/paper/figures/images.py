@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import keys, registry
+from harness import registry
 from harness.datasets import data
 from harness.paper import protocol
 from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
 from harness.paper.protocol import Profile, Protocol
-from harness.progress import Reporter, reporter
 from harness.random import Draws, Role
 from harness.spec import build, parse
-from harness.store import Store
+from harness.storage import keys
+from harness.storage.progress import Reporter, reporter
+from harness.storage.store import Store
 from harness.types import Dataset, Defense, HarnessError
 
 _CHUNK = 1000

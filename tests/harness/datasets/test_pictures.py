@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from harness.datasets import data, sources
-from harness.progress import Lines
+from harness.storage.progress import Lines
 from harness.types import DamageError, HarnessError
 
 torch.set_num_threads(1)

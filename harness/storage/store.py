@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from harness import keys
+from harness.storage import keys
 from harness.types import DamageError, HarnessError
 
 if TYPE_CHECKING:

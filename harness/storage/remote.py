@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import store
-from harness.store import DAMAGED, TEMPORARY, Store, StoreError
+from harness.storage import store
+from harness.storage.store import DAMAGED, TEMPORARY, Store, StoreError
 from harness.types import HarnessError
 
 EVERY = 60.0

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import leases
-from harness.leases import Leases
-from harness.store import StoreError
+from harness.storage import leases
+from harness.storage.leases import Leases
+from harness.storage.store import StoreError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from harness.leases import Leases
+from harness.storage.leases import Leases
 lease = Leases(Path(sys.argv[1])).take("work", "a note")
 print("held" if lease else "refused", flush=True)
 time.sleep(600)

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness.store import unwritable
+from harness.storage.store import unwritable
 
 _sink: Callable[[str], object] | None = None
 _cell: contextvars.ContextVar[str | None] = contextvars.ContextVar("cell", default=None)

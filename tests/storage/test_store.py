@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import store
 from harness.results.records import Timing
-from harness.store import DamagedFile, Store
+from harness.storage import store
+from harness.storage.store import DamagedFile, Store
 from harness.targets.model_store import load_weights
 from harness.types import HarnessError
 

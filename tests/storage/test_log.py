@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness import log
 from harness.cli.main import main
-from harness.leases import Leases
+from harness.storage import log
+from harness.storage.leases import Leases
 
 SMALL = shlex.split(
     "run --quiet --dataset digits --limit 6 --batch-size 4 --draws 2 --epochs 1 --steps 2 -T limit=60"
@@ -67,7 +67,7 @@ def test_a_failure_is_noted_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_dead_owners_lease_is_noted_when_it_is_taken_over(tmp_path: Path) -> None:
     held = (
-        "import sys, time\nfrom pathlib import Path\nfrom harness.leases import Leases\n"
+        "import sys, time\nfrom pathlib import Path\nfrom harness.storage.leases import Leases\n"
         "lease = Leases(Path(sys.argv[1])).take('work')\nprint(flush=True)\ntime.sleep(600)"
     )
     root = str(Path(__file__).parents[2])

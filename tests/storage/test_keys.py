@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import keys
 from harness.registry import load_file
+from harness.storage import keys
 
 SOURCE = '''
 """A module."""

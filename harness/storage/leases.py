@@ -25,8 +25,8 @@ from types import TracebackType
 
 import msgspec
 
-from harness import log
-from harness.store import StoreError, files, make_folder, unwritable
+from harness.storage import log
+from harness.storage.store import StoreError, files, make_folder, unwritable
 
 EXPIRY = 60.0
 SUFFIX = ".lease"

@@ -20,10 +20,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import log, remote, store
 from harness.cli.main import main
-from harness.remote import RemoteStore
-from harness.store import StoreError
+from harness.storage import log, remote, store
+from harness.storage.remote import RemoteStore
+from harness.storage.store import StoreError
 from harness.types import HarnessError
 
 KINDS = ("records", "timings", "checkpoints", "estimates", "progress")
