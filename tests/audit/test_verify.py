@@ -44,7 +44,7 @@ def _workshop(folder: Path):
         store=Store(folder),
         device=torch.device("cpu"),
         reporter=zoo.Silent(),
-        stop=zoo.train.Stop(),
+        stop=zoo.training.Stop(),
     )
 
 

@@ -211,7 +211,7 @@ def _readout(attack: str, defense: str, folder: Path) -> binarization.Readout:
         store=zoo.Store(folder),
         device=torch.device("cpu"),
         reporter=zoo.Silent(),
-        stop=zoo.train.Stop(),
+        stop=zoo.training.Stop(),
     )
     target = zoo.Target(
         dataset="digits",

@@ -193,7 +193,7 @@ def test_a_dataset_of_ones_own_from_a_file(tmp_path: Path) -> None:
     )
     dataset = data.load(f"{source}:coins", "train", sides=3)
     assert dataset.classes == ("0", "1", "2")
-    with pytest.raises(HarnessError, match=r"NoneType.*harness\.data\.Samples"):
+    with pytest.raises(HarnessError, match=r"NoneType.*harness\.datasets\.data\.Samples"):
         data.load(f"{source}:nothing", "train")
 
 

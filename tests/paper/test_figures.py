@@ -62,7 +62,7 @@ def test_every_figure_of_the_paper_without_torch(tmp_path: Path) -> None:
         if path.suffix == ".svg":
             assert b"dc:date" not in content and b"<script" not in content
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness import drawing, protocol\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.paper import protocol, render as drawing\n"
         "from harness.storage.store import Store\n"
         "tables = [protocol.load(name) for name in protocol.names() if 'figure' in name]\n"
         f"drawing.render(tables, protocol.profile('smoke'), Store(Path({str(tmp_path)!r})))\n"

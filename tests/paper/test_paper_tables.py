@@ -141,7 +141,7 @@ def test_the_same_bytes_each_time_and_without_torch(tmp_path: Path) -> None:
     first = {path: path.read_bytes() for path in tables.write(table, SMOKE, results)}
     assert {path.suffix for path in first} == {".md", ".csv", ".tex"}
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness import paper_tables, protocol\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.paper import protocol, tables as paper_tables\n"
         "from harness.paper.measured import Results\nfrom harness.storage.store import Store\n"
         f"results = Results(Store(Path({str(tmp_path)!r})))\n"
         "table, profile = protocol.load('table6'), protocol.profile('smoke')\n"

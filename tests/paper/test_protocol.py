@@ -156,7 +156,7 @@ def test_the_last_rule_that_matches_wins() -> None:
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom harness import expansion, protocol\n"
+        "import sys\nfrom harness.paper import expansion, protocol\n"
         "for name in protocol.names(): "
         "expansion.expand(protocol.load(name), protocol.profile('smoke'))\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
