@@ -28,10 +28,10 @@ from torch.nn import functional
 
 from attacks.pgd import PGD
 from attacks.spsa import SPSA
+from harness.cells.cells import Precision
 from harness.datasets import data
 from harness.random import Draws, Role, permutation
 from harness.registry import defenses, models
-from harness.results.records import Precision
 from harness.targets.defended import Defended
 from harness.targets.views import View
 from harness.types import Attack, Batch, Dataset, ThreatModel

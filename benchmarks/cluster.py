@@ -24,11 +24,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cells import plugins
+from harness.cells.cells import Cell, Target
 from harness.evaluation.runner import source_of
 from harness.executors.ray import parts
 from harness.paper import expansion, protocol
 from harness.registry import models
-from harness.results.records import Cell, Target
 from harness.spec import build
 from harness.storage import keys
 from harness.types import Attack, Defense, Spec

@@ -88,8 +88,9 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     import torch
 
     from harness.cells import defaults
+    from harness.cells.cells import Cell, Target
     from harness.evaluation.runner import Runner, plan
-    from harness.results.records import Cell, Record, Target, Timing
+    from harness.results.records import Record, Timing
     from harness.storage.progress import Silent
     from harness.storage.store import Store
     from harness.targets.model_store import Workshop

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from harness.cells import defaults
-from harness.results.records import Target
+from harness.cells.cells import Target
 from harness.spec import parse
 from harness.storage.progress import Silent
 from harness.storage.store import Store

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
 from harness.cells import defaults
+from harness.cells.cells import Cell, Precision, Target
 from harness.cli import engine
 from harness.datasets import checks, data
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.registry import defenses as defense_registry
-from harness.results import flags
-from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
+from harness.results import flags, worst_case
+from harness.results.records import Failure, Record, Timing
 from harness.spec import build, parse
 from harness.storage import keys, progress, store
 from harness.targets import objects, own_models
@@ -369,7 +370,7 @@ def _gather(
     return Evaluation(
         records=flagged,
         failures=tuple(failures),
-        worst=suites.worst_case(flagged),
+        worst=worst_case.worst_case(flagged),
         timings={key: timing for key, timing in timings.items() if timing is not None},
         originals=test.batch(slice(None)).images,
         labels=test.labels,

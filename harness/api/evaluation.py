@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.evaluation.suites import Worst
 from harness.results import flags as audit
 from harness.results import frames, tables
 from harness.results.paired import shares
 from harness.results.records import Failure, Record, Timing
+from harness.results.worst_case import Worst
 
 if TYPE_CHECKING:
     import pandas

@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 import torch
 
 from harness.audit import binarization
-from harness.audit.verdict import Audit, Probe, Tried, conclude, report
+from harness.audit.verdict import conclude, report
+from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner, plan
 from harness.evaluation.suites import Entry
 from harness.random import Draws, Role
 from harness.registry import attacks
 from harness.results import flags as audit
-from harness.results.records import Cell, Record, Target
+from harness.results.audits import Audit, Probe, Tried
+from harness.results.records import Record
 from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.progress import duration

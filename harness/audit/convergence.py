@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import registry
-from harness.results.records import Cell, Failure, Record
+from harness.cells.cells import Cell
+from harness.results.records import Failure, Record
 from harness.results.tables import guarded
 from harness.spec import convert
 from harness.types import HarnessError, Spec, number

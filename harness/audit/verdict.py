@@ -1,73 +1,21 @@
-"""What an audit found, as data and as a page that a reviewer can read. Needs no torch."""
+"""The verdict of an audit, and its page for a reviewer. Needs no torch."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from harness.evaluation.suites import Worst, worst_case
 from harness.results import flags as audit
+from harness.results.audits import Audit
 from harness.results.paired import comparable
-from harness.results.records import Record, Target
+from harness.results.records import Record
 from harness.results.statistics import in_percent
+from harness.results.worst_case import Worst, worst_case
 from harness.storage.progress import duration
 from harness.types import ThreatModel
 
 BROKEN = 0.1
 """A defense that keeps fewer images than these, or than chance, is broken."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tried:
-    """One attack of the battery, run or not."""
-
-    name: str
-    why: str
-    attack: str
-    epsilon: float
-    key: str = ""
-    """Of its record; empty where there is none."""
-    untested: str = ""
-    """Why there is no record."""
-    scaled: str = ""
-    """How it was less than the published recipe."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A check that is no attack."""
-
-    name: str
-    outcome: str
-    flag: str = ""
-    """What it raises against every attack with gradients, or against the attack `against` alone."""
-    against: str = ""
-    untested: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Audit:
-    """All that `harness audit` found for one target and one ball."""
-
-    key: str
-    target: Target
-    threat: ThreatModel
-    count: int
-    available: int
-    """Test images that there are."""
-    draws: int
-    budget: float
-    """Seconds that were allowed."""
-    spent: float
-    scale: float
-    """The share of the adaptive suite's published budget of passes."""
-    tried: tuple[Tried, ...]
-    probes: tuple[Probe, ...]
-    flags: Mapping[str, Mapping[str, str]]
-    """By key of a record: its flags, those that other records and the probes raise included."""
-    verdict: Literal["broken", "weakened", "in doubt", "stands", "untested"]
-    sentence: str
 
 
 def conclude(

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from harness.evaluation.runner import Plan, plan
-from harness.evaluation.suites import vote_outcomes
 from harness.random import Draws, Role
 from harness.results import flags, provenance
 from harness.results.paired import right_counts
 from harness.results.records import Accuracy, Record, unpack
+from harness.results.worst_case import vote_outcomes
 from harness.storage import keys, store
 from harness.storage.progress import Reporter
 from harness.targets.defended import Defended

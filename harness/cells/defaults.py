@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from harness.results.records import TrainingPlan
+from harness.cells.cells import TrainingPlan
 from harness.spec import convert, parse
 from harness.types import HarnessError, Spec, number
 

@@ -11,10 +11,10 @@ import click
 from harness import registry
 from harness.audit import battery, convergence, verify
 from harness.cells import defaults
+from harness.cells.cells import Cell, Target
 from harness.cli import engine
 from harness.evaluation.runner import Runner
 from harness.results import flags, summaries
-from harness.results.records import Cell, Target
 from harness.spec import parse
 from harness.storage import store
 from harness.storage.store import Store

@@ -14,11 +14,12 @@ import torch
 
 from harness import registry
 from harness.cells import defaults
+from harness.cells.cells import Cell, Precision, Target
 from harness.evaluation import suites
 from harness.evaluation.runner import Runner
 from harness.executors import local, ray
 from harness.results import flags, summaries, tables
-from harness.results.records import Cell, Failure, Precision, Record, Target, Timing
+from harness.results.records import Failure, Record, Timing
 from harness.spec import accepts_any, build, convert, fields, parse
 from harness.storage import log, remote
 from harness.storage.progress import reporter

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from harness.cells.cells import Target
 from harness.evaluation.runner import Plan, Runner
 from harness.random import Draws, Role
 from harness.registry import attacks, models
-from harness.results.records import Target
 from harness.spec import build
 from harness.storage import keys
 from harness.storage.progress import duration

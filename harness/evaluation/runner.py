@@ -11,12 +11,13 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 
 from harness.cells import defaults, matrix, plugins
+from harness.cells.cells import Cell, Target
 from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
 from harness.evaluation.scoring import Scoring
 from harness.executors.local import Crew
-from harness.results.records import Cell, Failure, Record, Target, Timing
+from harness.results.records import Failure, Record, Timing
 from harness.storage import keys, log, store
 from harness.storage.leases import Busy, Leases
 from harness.targets.model_store import Workshop, resolve

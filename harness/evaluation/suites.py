@@ -1,4 +1,4 @@
-"""Suites of attacks as data (`suites/*.toml`), and the worst case of what they found, image by image."""
+"""Suites of attacks as data (`recipes/*.toml`), made ready for one defense and one ball."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import functools
 import importlib.resources
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.results import flags
-from harness.results.paired import comparable
-from harness.results.records import Record, unpack
-from harness.results.statistics import wilson
 from harness.spec import parse
 from harness.types import Defense, HarnessError, Spec, ThreatModel
 
@@ -130,97 +126,3 @@ def _innermost(spec: Spec, change: Callable[[Spec], Spec]) -> Spec:
     if spec.inner is None:
         return change(spec)
     return dataclasses.replace(spec, inner=_innermost(spec.inner, change))
-
-
-# --- the worst case -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Worst:
-    """What several attacks on one target leave together."""
-
-    count: int
-    mean: float
-    """Robust accuracy if each image meets its worst attack, mean over the scoring draws. The attack is
-    chosen by one half of the draws and scored by the other, so that luck in scoring is no success. Never
-    more than the strongest attack leaves alone: to use it on every image is a choice too."""
-    vote: float
-    """Images whose vote stands under every attack."""
-    attacks: tuple[str, ...]
-    alone: Mapping[str, int]
-    """By attack: images that stand, by vote, under every other attack."""
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `mean`."""
-        return wilson(self.mean * self.count, self.count)
-
-
-def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Record]]:
-    """Records whose outcomes may be joined: of one target, one set of images and one ball."""
-    found: dict[tuple[str, ThreatModel], list[Record]] = {}
-    for record in records:
-        place = (flags.target_key(record), record.cell.threat)
-        found.setdefault(place, []).append(record)
-    return found
-
-
-def worst_case(records: Sequence[Record]) -> Worst:
-    """Of records of one target on the same images.
-
-    Raises:
-        ValueError: no records, or of different images or numbers of draws.
-    """
-    first = records[0]
-    draws = len(first.robust_outcomes)
-    if any(not comparable(first, r) or len(r.robust_outcomes) != draws for r in records):
-        raise ValueError("a worst case needs records of the same images and draws")
-    rows = [[unpack(row, r.count) for row in r.robust_outcomes] for r in records]
-    votes = [vote_outcomes(record) for record in records]
-    standing = [all(column) for column in zip(*votes, strict=True)]
-    alone = {
-        str(record.cell.attack): sum(
-            not own[image] and all(v[image] for other, v in enumerate(votes) if other != place)
-            for image in range(first.count)
-        )
-        for place, (record, own) in enumerate(zip(records, votes, strict=True))
-    }
-    split = sum(_split_minimum(rows, image) for image in range(first.count)) / first.count
-    return Worst(
-        count=first.count,
-        mean=min([split, *(record.robust.mean for record in records)]),
-        vote=sum(standing) / first.count,
-        attacks=tuple(str(record.cell.attack) for record in records),
-        alone=alone,
-    )
-
-
-def vote_outcomes(record: Record) -> list[bool]:
-    """(n,) whether each attacked image's vote is right; a strict majority in records that lack votes."""
-    if record.robust_votes:
-        return unpack(record.robust_votes, record.count)
-    rows = [unpack(row, record.count) for row in record.robust_outcomes]
-    return [2 * sum(column) > len(rows) for column in zip(*rows, strict=True)]
-
-
-def _split_minimum(rows: Sequence[Sequence[Sequence[bool]]], image: int) -> float:
-    """The share of draws in which one image is right under the attack that is its worst.
-
-    `rows[attack][draw][image]`. With one draw it is the plain minimum. With more, the even draws choose
-    for the odd ones and the odd for the even; attacks that tie count alike.
-    """
-    outcomes = [[draw[image] for draw in attack] for attack in rows]
-    draws = len(outcomes[0])
-    if draws == 1:
-        return float(min(own[0] for own in outcomes))
-    total = 0.0
-    for choosing, scoring in ((0, 1), (1, 0)):
-        shares = [sum(own[choosing::2]) for own in outcomes]
-        lowest = min(shares)
-        scores = [
-            sum(own[scoring::2])
-            for own, share in zip(outcomes, shares, strict=True)
-            if share == lowest
-        ]
-        total += sum(scores) / len(scores)
-    return total / draws

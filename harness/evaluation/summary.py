@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.cells.cells import Cell
 from harness.evaluation.generation import Shard
 from harness.evaluation.judge import Judgement
 from harness.registry import defenses
 from harness.results import flags, provenance
-from harness.results.records import Accuracy, Cell, Record, TracePoint, pack
+from harness.results.records import Accuracy, Record, TracePoint, pack
 from harness.spec import build
 from harness.types import Attack, Dataset, Defense
 

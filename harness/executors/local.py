@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.cells.cells import Cell
 from harness.executors.worker import Job, encode
-from harness.results.records import Cell
 from harness.types import HarnessError
 
 _PATIENCE = 60.0

@@ -15,8 +15,9 @@ from typing import Literal
 
 import torch
 
+from harness.cells.cells import Cell, Target
 from harness.evaluation.runner import Runner, plan
-from harness.results.records import Cell, Failure, Record, Target
+from harness.results.records import Failure, Record
 from harness.storage import keys, log, remote
 from harness.storage.leases import Busy, Lease, Leases
 from harness.storage.progress import Silent

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.results.records import Cell
+from harness.cells.cells import Cell
 
 _WATCH = 1.0
 

@@ -12,12 +12,13 @@ from typing import Literal
 
 import msgspec
 
-from harness.evaluation import suites
+from harness.cells.cells import Cell
 from harness.paper import claims, expansion
 from harness.paper.expansion import Place
 from harness.paper.protocol import Profile, Protocol
 from harness.results import flags as audit
-from harness.results.records import Cell, Failure, Record
+from harness.results import worst_case
+from harness.results.records import Failure, Record
 from harness.results.statistics import in_percent, wilson
 from harness.results.tables import Loaded, load
 from harness.storage import keys
@@ -158,7 +159,7 @@ class Results:
         names = tuple(sorted({str(other.cell.attack) for other in group}))
         if _is_clean(record) or len(names) < 2:
             return None
-        worst = suites.worst_case(sorted(group, key=lambda other: other.key))
+        worst = worst_case.worst_case(sorted(group, key=lambda other: other.key))
         return After(
             share=Share(worst.mean, worst.count),
             attacks=names,

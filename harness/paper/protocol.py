@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from harness.cells.cells import Precision
 from harness.paper.decoding import decode, line_of, nearest
-from harness.results.records import Precision
 from harness.types import HarnessError, Norm, Training
 
 Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]

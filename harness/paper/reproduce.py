@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from harness import registry
+from harness.cells.cells import Cell
 from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion, protocol
 from harness.paper.expansion import Place
 from harness.paper.measured import CELLS, cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import choose, remember, render, results_folder
-from harness.results.records import Cell, Failure, Record
+from harness.results.records import Failure, Record
 from harness.results.tables import load
 from harness.spec import build, parse
 from harness.storage.store import Store

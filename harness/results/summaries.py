@@ -7,9 +7,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness.audit.verdict import Audit
-from harness.evaluation import suites
 from harness.results import flags as audit
+from harness.results import worst_case
+from harness.results.audits import Audit
 from harness.results.records import Failure, Record, unpack
 from harness.storage import keys
 
@@ -41,10 +41,10 @@ def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
     """A line for each target and ball that met several attacks."""
     records = [result for result in results if isinstance(result, Record)]
     lines = []
-    for (_, threat), group in suites.groups(list({r.key: r for r in records}.values())).items():
+    for (_, threat), group in worst_case.groups(list({r.key: r for r in records}.values())).items():
         if len(group) < 2 or not group[0].count or len({len(r.robust_outcomes) for r in group}) > 1:
             continue
-        worst = suites.worst_case(group)
+        worst = worst_case.worst_case(group)
         low, high = worst.interval
         alone = [f"{name} on {count}" for name, count in worst.alone.items() if count]
         lines.append(
@@ -122,11 +122,11 @@ def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
     return lines
 
 
-def worst_cases(records: Sequence[Record]) -> Mapping[str, suites.Worst]:
+def worst_cases(records: Sequence[Record]) -> Mapping[str, worst_case.Worst]:
     """By key: for each record of a group of several attacks, its worst case."""
     found = {}
-    for group in suites.groups(records).values():
+    for group in worst_case.groups(records).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:
-            worst = suites.worst_case(group)
+            worst = worst_case.worst_case(group)
             found.update({record.key: worst for record in group})
     return found

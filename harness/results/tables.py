@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from harness.audit.verdict import Audit
 from harness.results import flags, summaries
+from harness.results.audits import Audit
 from harness.results.records import Failure, Record, Timing
 from harness.results.statistics import in_percent
 from harness.storage.progress import duration

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from harness.cells.cells import Precision
 from harness.random import Draws, Role, content_ids
-from harness.results.records import Precision
 from harness.types import Backward, Defense, HarnessError
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.cells import plugins
+from harness.cells.cells import Target, TrainingPlan
 from harness.datasets import data
 from harness.random import Draws, Role, combine
 from harness.registry import models
-from harness.results.records import Target, TrainingPlan
 from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.leases import Busy, Lease, Leases

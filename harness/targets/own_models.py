@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from harness.cells.cells import TrainingPlan
 from harness.random import Draws, Role
 from harness.registry import models
-from harness.results.records import TrainingPlan
 from harness.results.statistics import mcnemar
 from harness.targets.defended import Defended
 from harness.types import Batch, Dataset, HarnessError, Spec

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.cells.cells import TrainingPlan
 from harness.random import Draws, Role, combine, permutation
-from harness.results.records import TrainingPlan
 from harness.storage import log, store
 from harness.storage.progress import Reporter
 from harness.targets import memory

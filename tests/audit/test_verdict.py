@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from harness.audit.verdict import conclude
+from harness.cells.cells import Cell
 from harness.paper import expansion, protocol
-from harness.results.records import Accuracy, Cell, Record
+from harness.results.records import Accuracy, Record
 from harness.spec import Spec
 from tests.helpers.fabricated import COUNT, record
 

@@ -9,10 +9,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from harness.audit import battery, convergence
-from harness.audit.verdict import Audit
+from harness.cells.cells import Cell, Target, TrainingPlan
 from harness.cli.main import main
 from harness.registry import load_file
-from harness.results.records import Cell, Record, Target, TrainingPlan
+from harness.results.audits import Audit
+from harness.results.records import Record
 from harness.storage.store import Store
 from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError, Spec, ThreatModel

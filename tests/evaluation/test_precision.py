@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from defenses.menet import NuclearNormMENet
 from defenses.vanilla import Vanilla
+from harness.cells.cells import Cell, Precision, Target, TrainingPlan
 from harness.paper.measured import cell_name
 from harness.random import Draws, Role
-from harness.results.records import Cell, Precision, Target, TrainingPlan
 from harness.storage.progress import Silent
 from harness.storage.store import Store
 from harness.targets.defended import Defended

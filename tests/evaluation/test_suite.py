@@ -10,6 +10,7 @@ import pytest
 
 from harness.evaluation import suites
 from harness.registry import defenses, load_file
+from harness.results import worst_case
 from harness.results.summaries import spread, worst_lines
 from harness.types import HarnessError, Spec, ThreatModel
 
@@ -65,7 +66,7 @@ def test_a_share_of_the_budget_is_named() -> None:
 def test_worst_case_of_deterministic_records_is_the_minimum() -> None:
     first = record([[True, True, False, True]], "pgd")
     second = record([[True, False, True, True]], "square")
-    worst = suites.worst_case([first, second])
+    worst = worst_case.worst_case([first, second])
     assert worst.mean == worst.vote == 0.5
     assert worst.alone == {"pgd": 1, "square": 1}
 
@@ -88,27 +89,27 @@ def test_luck_in_scoring_is_no_success() -> None:
         )
     ]
     assert sum(least) / 400 < 0.36  # what the plain minimum would report
-    assert suites.worst_case(records).mean == pytest.approx(0.5, abs=0.04)
+    assert worst_case.worst_case(records).mean == pytest.approx(0.5, abs=0.04)
 
 
 def test_a_stronger_attack_is_found_by_every_half_of_the_draws() -> None:
     rows = [[True] * 6 for _ in range(4)]
     broken = [[False] * 6 for _ in range(4)]
-    assert suites.worst_case([record(rows, "weak"), record(broken, "strong")]).mean == 0.0
+    assert worst_case.worst_case([record(rows, "weak"), record(broken, "strong")]).mean == 0.0
 
 
 def test_plurality_votes_are_used_where_stored() -> None:
     rows = [[True], [False], [False]]
     elected = record(rows, votes=[True])
-    assert suites.worst_case([elected]).vote == 1.0
-    assert suites.worst_case([dataclasses.replace(elected, robust_votes="")]).vote == 0.0
+    assert worst_case.worst_case([elected]).vote == 1.0
+    assert worst_case.worst_case([dataclasses.replace(elected, robust_votes="")]).vote == 0.0
 
 
 def test_other_images_have_no_common_worst_case() -> None:
     first = record([[True, False]])
     other = dataclasses.replace(record([[True, False]]), ids="other")
     with pytest.raises(ValueError, match="same images"):
-        suites.worst_case([first, other])
+        worst_case.worst_case([first, other])
 
 
 def test_spread_tells_models_from_masks() -> None:
@@ -126,7 +127,7 @@ def test_suite_end_to_end(tmp_path: Path) -> None:
     specs = [str(entry.attack) for entry in entries]
     assert len(specs) == 4
     records = zoo.measured(tmp_path, zoo.named("Noisy"), specs, epsilon=0.1, limit=40, draws=4)
-    worst = suites.worst_case(records)
+    worst = worst_case.worst_case(records)
     assert worst.mean <= min(r.robust.mean for r in records)
     (line,) = worst_lines(records)
     assert f"{worst.mean:.1%}" in line
@@ -139,4 +140,4 @@ def test_never_more_than_the_strongest_attack_alone() -> None:
     """Draws that choose an attack and draws that score it may differ; one attack for all is a choice."""
     strong = record([[True, False], [False, True]], "strong")
     weak = record([[False, True], [True, True]], "weak")
-    assert suites.worst_case([strong, weak]).mean == strong.robust.mean == 0.5
+    assert worst_case.worst_case([strong, weak]).mean == strong.robust.mean == 0.5

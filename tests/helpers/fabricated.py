@@ -6,6 +6,7 @@ import hashlib
 import random
 from pathlib import Path
 
+from harness.cells.cells import Cell
 from harness.paper import expansion
 from harness.paper.figures.data import (
     FOLDER,
@@ -19,7 +20,7 @@ from harness.paper.figures.data import (
 )
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import remember
-from harness.results.records import Accuracy, Cell, Record, Timing, TracePoint, pack
+from harness.results.records import Accuracy, Record, Timing, TracePoint, pack
 from harness.storage import keys
 from harness.storage.store import Store
 

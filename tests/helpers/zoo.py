@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.cells.cells import Cell, Target, TrainingPlan
 from harness.datasets.data import load
 from harness.evaluation.runner import Runner
 from harness.geometry import project
 from harness.random import Draws, Role
 from harness.registry import models
-from harness.results.records import Accuracy, Cell, Record, Target, TrainingPlan, pack
+from harness.results.records import Accuracy, Record, pack
 from harness.results.summaries import flagged
 from harness.spec import build, parse
 from harness.storage.progress import Silent

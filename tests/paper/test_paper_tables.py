@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.evaluation import suites
+from harness.cells.cells import Cell
 from harness.paper import expansion, protocol, tables
 from harness.paper.measured import Results, cell_name, percent, verdict
 from harness.paper.protocol import Protocol, Row
-from harness.results.records import Cell, Failure
+from harness.results import worst_case
+from harness.results.records import Failure
 from harness.storage.store import Store
 from tests.helpers.fabricated import fill, record
 
@@ -101,7 +102,7 @@ def test_the_worst_case_over_all_attacks_on_one_model(tmp_path: Path) -> None:
         if found.cell.target == number.records[0].cell.target
     ]
     assert number.after is not None and len(group) == 3
-    expected = suites.worst_case(sorted(group, key=lambda found: found.key))
+    expected = worst_case.worst_case(sorted(group, key=lambda found: found.key))
     alone = min(found.robust.mean for found in group)
     assert number.after.share.mean == min(expected.mean, alone)
     assert number.measured is not None and number.after.share.mean <= number.measured.mean

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
+from harness.cells.cells import Cell
 from harness.paper import expansion, protocol
 from harness.results import tables
-from harness.results.records import Cell, Failure, Record
+from harness.results.records import Failure, Record
 from harness.spec import Spec
 from tests.helpers.fabricated import COUNT, record
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness import registry
 from harness.cells import defaults
+from harness.cells.cells import Cell
 from harness.evaluation.runner import Plan, Runner, plan
 from harness.paper import expansion
 from harness.paper.figures import images
@@ -16,7 +17,7 @@ from harness.paper.figures.data import FOLDER, Cloud, Example, FeatureData, Gall
 from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
-from harness.results.records import Cell, Record
+from harness.results.records import Record
 from harness.storage import keys, store
 from harness.targets.defended import Defended
 from harness.types import Batch, HarnessError
