@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, Protocol, cast
 
 from torch import Tensor
 
-from attacks.parameters import one_of
-from attacks.projected_gradient import Keep, ProjectedGradient, ascend
+from harness.attacks.parameters import one_of
+from harness.attacks.projected_gradient import Keep, ProjectedGradient, ascend
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Backward, Batch, HarnessError, Perturbed, ThreatModel, Victim

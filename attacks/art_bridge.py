@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks import library
-from attacks.art_sheets import PREDICTED, SHEETS
-from attacks.library import LibraryAttack
-from attacks.library_parameters import constructor
+from harness.attacks import library
+from harness.attacks.art_sheets import PREDICTED, SHEETS
+from harness.attacks.library import LibraryAttack
+from harness.attacks.library_parameters import constructor
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Batch, HarnessError, ThreatModel, Victim

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attacks.guest import Guarded, in_box, seed_of, seeded, settle
-from attacks.library import BOTH, imported
+from harness.attacks.guest import Guarded, in_box, seed_of, seeded, settle
+from harness.attacks.library import BOTH, imported
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Attack, Batch, HarnessError, Perturbed, ThreatModel, Victim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from attacks.projected_gradient import Keep, ProjectedGradient, ascend
+from harness.attacks.projected_gradient import Keep, ProjectedGradient, ascend
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Backward, Batch, Perturbed, ThreatModel, Victim

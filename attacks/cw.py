@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from attacks.losses import LossName
-from attacks.projected_gradient import ProjectedGradient, ascend
+from harness.attacks.losses import LossName
+from harness.attacks.projected_gradient import ProjectedGradient, ascend
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Batch, Perturbed, ThreatModel, Victim

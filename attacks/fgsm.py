@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from attacks.losses import LOSSES, LossName, against
-from attacks.parameters import at_least_one, one_of
+from harness.attacks.losses import LOSSES, LossName, against
+from harness.attacks.parameters import at_least_one, one_of
 from harness.geometry import project, step
 from harness.random import Draws
 from harness.registry import attacks

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from attacks.projected_gradient import Keep, ProjectedGradient, ascend
+from harness.attacks.projected_gradient import Keep, ProjectedGradient, ascend
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Backward, Batch, Gradient, Perturbed, ThreatModel, Victim

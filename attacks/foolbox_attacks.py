@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks import library, starting_points
-from attacks.foolbox_sheets import BLACK_ON_FAILURE, SHEETS, STARTED
-from attacks.guest import BudgetSpent, Guarded
-from attacks.library import LibraryAttack
-from attacks.library_parameters import constructor
+from harness.attacks import library, starting_points
+from harness.attacks.foolbox_sheets import BLACK_ON_FAILURE, SHEETS, STARTED
+from harness.attacks.guest import BudgetSpent, Guarded
+from harness.attacks.library import LibraryAttack
+from harness.attacks.library_parameters import constructor
 from harness.random import Draws
 from harness.types import Batch, HarnessError, ThreatModel, Victim
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attacks import library
-from attacks.foolbox_attacks import Foolbox, missing
-from attacks.foolbox_sheets import SHEETS
+from harness.attacks import library
+from harness.attacks.foolbox_attacks import Foolbox, missing
+from harness.attacks.foolbox_sheets import SHEETS
 from harness.registry import attacks
 
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attacks.guest import Guarded, in_box, seeded, settle
-from attacks.library_parameters import convert
+from harness.attacks.guest import Guarded, in_box, seeded, settle
+from harness.attacks.library_parameters import convert
 from harness.random import Draws
 from harness.types import (
     Access,

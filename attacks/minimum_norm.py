@@ -10,8 +10,8 @@ import abc
 import dataclasses
 from typing import Any
 
-from attacks.foolbox_attacks import Foolbox
-from attacks.library import BOTH
+from harness.attacks.foolbox_attacks import Foolbox
+from harness.attacks.library import BOTH
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Attack, Batch, HarnessError, Perturbed, ThreatModel, Victim

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.parameters import at_least_one
-from attacks.projected_gradient import Keep, ProjectedGradient, ascend
+from harness.attacks.parameters import at_least_one
+from harness.attacks.projected_gradient import Keep, ProjectedGradient, ascend
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Backward, Batch, Perturbed, ThreatModel, Victim

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.losses import LOSSES, LossName, against
-from attacks.parameters import at_least_one, one_of, positive
+from harness.attacks.losses import LOSSES, LossName, against
+from harness.attacks.parameters import at_least_one, one_of, positive
 from harness.geometry import project, random_start, step
 from harness.random import Draws
 from harness.types import (

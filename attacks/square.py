@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.losses import LOSSES, LossName, against
-from attacks.parameters import at_least_one, one_of
+from harness.attacks.losses import LOSSES, LossName, against
+from harness.attacks.parameters import at_least_one, one_of
 from harness.geometry import project
 from harness.random import Draws
 from harness.registry import attacks

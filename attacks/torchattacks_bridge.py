@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks import library
-from attacks.guest import seed_of
-from attacks.library import LibraryAttack
-from attacks.library_parameters import constructor
-from attacks.torchattacks_sheets import SHEETS
+from harness.attacks import library
+from harness.attacks.guest import seed_of
+from harness.attacks.library import LibraryAttack
+from harness.attacks.library_parameters import constructor
+from harness.attacks.torchattacks_sheets import SHEETS
 from harness.random import Draws
 from harness.registry import attacks
 from harness.types import Batch, ThreatModel, Victim

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks.pgd import PGD
-from attacks.spsa import SPSA
+from harness.attacks.pgd import PGD
+from harness.attacks.spsa import SPSA
 from harness.cells.cells import Precision
 from harness.datasets import data
 from harness.random import Draws, Role, permutation

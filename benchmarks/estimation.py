@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.estimation import nuclear_norm, soft_impute, usvt
-from defenses.estimation.certificate import relative_gap
-from defenses.estimation.images import to_matrix
 from harness.datasets import data
+from harness.defenses.estimation import nuclear_norm, soft_impute, usvt
+from harness.defenses.estimation.certificate import relative_gap
+from harness.defenses.estimation.images import to_matrix
 
 CASES = (("cifar10-jpeg", 0.9), ("cifar10-jpeg", 0.5), ("mnist", 0.5))
 HEADER = ("task", "images", "p", "competitor", "theirs ms", "ours ms", "ratio", "range", "check")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from defenses.estimation import nuclear_norm, soft_impute, usvt
+from harness.defenses.estimation import nuclear_norm, soft_impute, usvt
 
 ESTIMATORS = {
     "nuclear_norm": functools.partial(nuclear_norm, gap=1e-3),

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.bpda import BPDA
-from attacks.losses import against
-from attacks.pgd import PGD
-from defenses.estimation import nuclear_norm, soft_impute, usvt
-from defenses.estimation.certificate import relative_gap
-from defenses.estimation.images import to_matrix
+from harness.attacks.bpda import BPDA
+from harness.attacks.losses import against
+from harness.attacks.pgd import PGD
 from harness.datasets import data
+from harness.defenses.estimation import nuclear_norm, soft_impute, usvt
+from harness.defenses.estimation.certificate import relative_gap
+from harness.defenses.estimation.images import to_matrix
 from harness.random import Draws, Role
 from harness.registry import defenses, models
 from harness.spec import build, parse

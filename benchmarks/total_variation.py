@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.total_variation import minimise, objective
 from harness.datasets import data
+from harness.defenses.total_variation import minimise, objective
 
 WEIGHT = 0.03
 TOLERANCES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
 from harness.random import Draws
 from harness.registry import defenses, estimators
 from harness.types import Defense, HarnessError

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.models.pixelcnn import LEVELS, Decoder, GatedPixelCNN, to_levels
 from harness.random import Draws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError
-from models.pixelcnn import LEVELS, Decoder, GatedPixelCNN, to_levels
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from defenses.total_variation import minimise
+from harness.defenses.total_variation import minimise
 from harness.random import Draws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError

@@ -185,8 +185,8 @@ def load_file(path: Path) -> Any:
     return module
 
 
-attacks = Registry("attack", "attacks", "harness.attacks")
-defenses = Registry("defense", "defenses", "harness.defenses")
-models = Registry("model", "models", "harness.models")
+attacks = Registry("attack", "harness.attacks", "harness.attacks")
+defenses = Registry("defense", "harness.defenses", "harness.defenses")
+models = Registry("model", "harness.models", "harness.models")
 datasets = Registry("dataset", "harness.datasets", "harness.datasets")
 estimators = Registry("estimator", None, "harness.estimators")

@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 from torch import nn
 
+from harness.models.normalise import Moments, normalised
 from harness.registry import models
 from harness.types import HarnessError
-from models.normalise import Moments, normalised
 
 _LEAST = 32
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.models.normalise import Moments, normalised
 from harness.registry import models
 from harness.types import HarnessError, number
-from models.normalise import Moments, normalised
 
 PRETRAINED = "pretrained"
 """In place of a file: the weights that the library itself ships or downloads."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from harness.models.normalise import Moments, normalised
 from harness.registry import models
-from models.normalise import Moments, normalised
 
 
 @models.register("resnet18")

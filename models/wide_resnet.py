@@ -12,9 +12,9 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from harness.models.normalise import Moments, normalised
 from harness.registry import models
 from harness.types import HarnessError
-from models.normalise import Moments, normalised
 
 
 class Block(nn.Module):

@@ -16,7 +16,7 @@ import msgspec
 ENGINE_VERSION = 1
 """Raised by hand when a change to `harness` can change a number. Plugins are hashed by their code."""
 
-_PLUGIN_PACKAGES = ("attacks", "defenses", "models")
+_PLUGIN_PACKAGES = ("harness.attacks", "harness.defenses", "harness.models")
 
 
 def canonical(value: Any) -> bytes:
@@ -32,8 +32,9 @@ def key(value: Any) -> str:
 def code_version(make: Callable[..., Any]) -> str:
     """A digest of the module that defines a plugin and of the plugin modules that it imports.
 
-    Comments, docstrings and layout do not count: the syntax tree is what is hashed. A third-party
-    plugin's digest covers its own module.
+    Comments, docstrings and layout do not count: the syntax tree is what is hashed. Nor does where a
+    module lies: of an import only the other names that it gives count. A third-party plugin's digest
+    covers its own module.
     """
     target = getattr(make, "make", make)
     module = getattr(target, "__module__", type(target).__module__)
@@ -42,18 +43,33 @@ def code_version(make: Callable[..., Any]) -> str:
     if origin is None:
         return "none"
     digest = hashlib.sha256()
-    for path in sorted(_closure(Path(origin)), key=lambda path: (path.parent.name, path.name)):
-        digest.update(_tree(path).encode())
+    for tree in sorted(map(_tree, _closure(Path(origin)))):
+        digest.update(tree.encode())
     return digest.hexdigest()[:12]
 
 
 @functools.cache
 def _tree(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _WithoutPlaces().visit(ast.parse(path.read_text(encoding="utf-8")))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = None  # docstrings, of attributes too
     return ast.dump(tree)
+
+
+class _WithoutPlaces(ast.NodeTransformer):
+    """Leaves of an import only `name as other`: moving a module is no change of what it computes."""
+
+    def _renamed(self, node: ast.Import | ast.ImportFrom) -> ast.AST:
+        kept = [
+            ast.alias(alias.name.rpartition(".")[2], alias.asname)
+            for alias in node.names
+            if alias.asname and alias.asname != alias.name.rpartition(".")[2]
+        ]
+        return ast.Import(kept) if kept else ast.Pass()
+
+    visit_Import = _renamed
+    visit_ImportFrom = _renamed
 
 
 def _closure(start: Path) -> set[Path]:
@@ -78,7 +94,7 @@ def _imports(path: Path) -> list[Path]:
             names |= {alias.name for alias in node.names}
     paths = []
     for name in sorted(names):
-        if name.split(".")[0] not in _PLUGIN_PACKAGES:
+        if not name.startswith(_PLUGIN_PACKAGES):
             continue
         try:
             spec = importlib.util.find_spec(name)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from attacks.approximate_input import ApproximateInput
-from attacks.bpda import BPDA
-from attacks.projected_bpda import ProjectedBPDA, project_onto, structure
-from attacks.projected_gradient import ProjectedGradient
+from harness.attacks.approximate_input import ApproximateInput
+from harness.attacks.bpda import BPDA
+from harness.attacks.projected_bpda import ProjectedBPDA, project_onto, structure
+from harness.attacks.projected_gradient import ProjectedGradient
 from harness.geometry import TOLERANCE, norms
 from harness.types import HarnessError, ThreatModel
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import attacks.square
-from attacks.cw import CW
-from attacks.fgsm import FGSM
-from attacks.losses import margin
-from attacks.pgd import PGD
-from attacks.spsa import SPSA
-from attacks.square import Square
+from harness.attacks.cw import CW
+from harness.attacks.fgsm import FGSM
+from harness.attacks.losses import margin
+from harness.attacks.pgd import PGD
+from harness.attacks.spsa import SPSA
+from harness.attacks.square import Square
 from harness.types import Batch, ThreatModel
 
 from .conftest import accuracy, attacked
@@ -124,9 +123,9 @@ def test_square_is_within_two_points_of_torchattacks(digits, monkeypatch):
     model, batch = digits[0], digits[1][:200]
     found = accuracy(model, by_torchattacks("Square", model, batch, n_queries=400), batch)
     whole = accuracy(model, attacked(Square(queries=400), model, batch, LINF), batch)
-    squares = attacks.square._squares
+    squares = square._squares
     monkeypatch.setattr(
-        attacks.square,
+        square,
         "_squares",
         lambda draws, side, height, width: nn.functional.pad(
             squares(draws, min(side, height - 1), height - 1, width - 1), (0, 1, 0, 1)

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from attacks.autoattack import AutoAttack
-from attacks.guest import seed_of, seeded
-from attacks.pgd import PGD
+from harness.attacks.autoattack import AutoAttack
+from harness.attacks.guest import seed_of, seeded
+from harness.attacks.pgd import PGD
 from harness.evaluation.judge import check_images
 from harness.types import HarnessError, ThreatModel
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.approximate_input import ApproximateInput
-from attacks.bpda import BPDA
-from attacks.clean import Clean
-from attacks.cw import CW
-from attacks.fgsm import FGSM
-from attacks.noise import Noise
-from attacks.pgd import PGD
-from attacks.projected_bpda import ProjectedBPDA
-from attacks.spsa import SPSA
-from attacks.square import Square
+from harness.attacks.approximate_input import ApproximateInput
+from harness.attacks.bpda import BPDA
+from harness.attacks.clean import Clean
+from harness.attacks.cw import CW
+from harness.attacks.fgsm import FGSM
+from harness.attacks.noise import Noise
+from harness.attacks.pgd import PGD
+from harness.attacks.projected_bpda import ProjectedBPDA
+from harness.attacks.spsa import SPSA
+from harness.attacks.square import Square
 from harness.geometry import TOLERANCE, norms
 from harness.registry import attacks
 from harness.types import ThreatModel

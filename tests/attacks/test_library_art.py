@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.fgsm import FGSM
-from attacks.guest import seeded
+from harness.attacks.fgsm import FGSM
+from harness.attacks.guest import seeded
 from harness.evaluation.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, HarnessError, ThreatModel

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import library
-from attacks.guest import ALLOWANCE, BudgetSpent, Guarded, in_box, seed_of, seeded, settle
-from attacks.library_parameters import convert, parse
+from harness.attacks import library
+from harness.attacks.guest import ALLOWANCE, BudgetSpent, Guarded, in_box, seed_of, seeded, settle
+from harness.attacks.library_parameters import convert, parse
 from harness.evaluation.judge import NOT_FINITE, OUTSIDE_BOX, check_images
 from harness.registry import attacks
 from harness.types import Batch, HarnessError, ThreatModel

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks.losses import LOSSES, against, cross_entropy, dlr, margin
+from harness.attacks.losses import LOSSES, against, cross_entropy, dlr, margin
 from harness.types import HarnessError
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.5, 3.0, 0.0]])

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from attacks.bpda import BPDA
-from attacks.cw import CW
-from attacks.fgsm import FGSM
-from attacks.losses import margin
-from attacks.pgd import PGD
+from harness.attacks.bpda import BPDA
+from harness.attacks.cw import CW
+from harness.attacks.fgsm import FGSM
+from harness.attacks.losses import margin
+from harness.attacks.pgd import PGD
 from harness.geometry import TOLERANCE, norms
 from harness.types import Batch, HarnessError, ThreatModel
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from attacks.spsa import SPSA, rademacher
-from attacks.square import Square, _squares
+from harness.attacks.spsa import SPSA, rademacher
+from harness.attacks.square import Square, _squares
 from harness.geometry import TOLERANCE, norms
 from harness.random import Draws, Role
 from harness.types import HarnessError, ThreatModel

@@ -95,7 +95,7 @@ def test_backward_passes() -> None:
 
 
 def test_the_toolboxes_own_gradient_reaches_the_images() -> None:
-    from defenses.thermometer import Thermometer
+    from harness.defenses.thermometer import Thermometer
 
     images = torch.rand(2, 3, 4, 4)
     weights = torch.randn(2, 24, 4, 4)
@@ -110,7 +110,7 @@ def test_the_toolboxes_own_gradient_reaches_the_images() -> None:
 
 
 def encoded(images: torch.Tensor) -> torch.Tensor:
-    from defenses.thermometer import encode
+    from harness.defenses.thermometer import encode
 
     return encode(images, 8) > 0.5
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from defenses.pixeldefend import PixelDefend, purify
+from harness.defenses.pixeldefend import PixelDefend, purify
+from harness.models.pixelcnn import Decoder, GatedPixelCNN, to_levels
 from harness.random import Draws, Role
 from harness.types import HarnessError
-from models.pixelcnn import Decoder, GatedPixelCNN, to_levels
 
 torch.set_num_threads(1)
 

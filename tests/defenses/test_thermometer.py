@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from defenses.thermometer import Thermometer, encode, ramp, slide
+from harness.defenses.thermometer import Thermometer, encode, ramp, slide
 from harness.random import Draws, Role
 from harness.types import HarnessError
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defenses.total_variation import minimise, objective
-from defenses.tv_minimization import TotalVariationMinimisation
+from harness.defenses.total_variation import minimise, objective
+from harness.defenses.tv_minimization import TotalVariationMinimisation
 from harness.random import Draws, Role
 from harness.types import HarnessError
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses.menet import NuclearNormMENet
-from defenses.vanilla import Vanilla
 from harness.cells.cells import Cell, Precision, Target, TrainingPlan
+from harness.defenses.menet import NuclearNormMENet
+from harness.defenses.vanilla import Vanilla
 from harness.paper.measured import cell_name
 from harness.random import Draws, Role
 from harness.storage.progress import Silent

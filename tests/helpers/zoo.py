@@ -14,6 +14,7 @@ from harness.cells.cells import Cell, Target, TrainingPlan
 from harness.datasets.data import load
 from harness.evaluation.runner import Runner
 from harness.geometry import project
+from harness.models.lenet import small_cnn
 from harness.random import Draws, Role
 from harness.registry import models
 from harness.results.records import Accuracy, Record, pack
@@ -25,7 +26,6 @@ from harness.targets import training
 from harness.targets.defended import Defended
 from harness.targets.model_store import Workshop
 from harness.types import Access, Attack, Batch, Defense, Perturbed, Spec, ThreatModel, Victim
-from models.lenet import small_cnn
 
 HERE = Path(__file__)
 

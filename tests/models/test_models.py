@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.models.features import last_linear, penultimate
+from harness.models.normalise import Normalise
 from harness.registry import models
 from harness.types import HarnessError
-from models.features import last_linear, penultimate
-from models.normalise import Normalise
 
 torch.set_num_threads(1)
 SMALL = ["resnet18", "wideresnet-10-1", "densenet121"]
@@ -74,7 +74,7 @@ def test_stem_keeps_the_resolution(name: str) -> None:
 
 def test_wide_residual_block_follows_the_paper() -> None:
     """Against the formula, for a block that keeps and one that changes the shape."""
-    from models.wide_resnet import Block
+    from harness.models.wide_resnet import Block
 
     torch.manual_seed(0)
     relu, norm = torch.relu, nn.functional.batch_norm

@@ -47,10 +47,18 @@ def test_code_counts(tmp_path: Path, change: tuple[str, str]) -> None:
     assert version(tmp_path, "a", SOURCE.replace(*change)) != version(tmp_path, "b", SOURCE)
 
 
-def test_a_plugins_helpers_count() -> None:
-    from attacks.pgd import PGD
+def test_where_an_import_comes_from_does_not_count(tmp_path: Path) -> None:
+    here = version(tmp_path, "a", "from os.path import join\nimport json" + SOURCE)
+    assert here == version(tmp_path, "b", "from posixpath import join\nimport ast" + SOURCE)
+    other = version(tmp_path, "c", "from os.path import split as join\nimport json" + SOURCE)
+    assert here != other
 
-    paths = {path.name for path in keys._closure(Path(__import__("attacks.pgd").pgd.__file__))}
+
+def test_a_plugins_helpers_count() -> None:
+    from harness.attacks import pgd
+    from harness.attacks.pgd import PGD
+
+    paths = {path.name for path in keys._closure(Path(pgd.__file__))}
     assert {"pgd.py", "projected_gradient.py", "losses.py"} <= paths
     assert "cw.py" not in paths
     assert len(keys.code_version(PGD)) == 12

@@ -26,8 +26,8 @@ _CHUNK = 1000
 
 
 def helper(module: str) -> Any:
-    """A module of pure functions that stands beside plugins (`defenses.estimation`): the engine names no
-    plugin package, the registries know theirs."""
+    """Import a module of pure functions that stands beside plugins (`harness.defenses.estimation`): the
+    engine names no plugin package, the registries know theirs."""
     return importlib.import_module(module)
 
 

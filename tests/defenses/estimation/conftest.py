@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from defenses.estimation import native
+from harness.defenses.estimation import native
 
 
 @pytest.fixture(params=["lanes", "torch"], autouse=True, scope="module")

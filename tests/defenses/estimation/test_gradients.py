@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
 
 Estimator = Callable[[Tensor, Tensor], Estimate]
 

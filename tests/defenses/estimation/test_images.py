@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses.estimation import (
+from harness.defenses.estimation import (
     Estimate,
     approximate_rank,
     nuclear_norm,

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defenses.estimation import conjugate, native, nuclear_norm, soft_impute
-from defenses.estimation.inputs import prepare
-from defenses.estimation.solver import descend
+from harness.defenses.estimation import conjugate, native, nuclear_norm, soft_impute
+from harness.defenses.estimation.inputs import prepare
+from harness.defenses.estimation.solver import descend
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,7 +146,7 @@ def test_threads_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_compiler(changed: dict[str, str], says: str, tmp_path: Path) -> None:
     code = (
         "import torch\n"
-        "from defenses.estimation import native, nuclear_norm\n"
+        "from harness.defenses.estimation import native, nuclear_norm\n"
         "a = torch.linspace(-1, 1, 60).view(1, 6, 10)\n"
         "assert nuclear_norm(a, a > -0.5).converged.all() and native.library() is None"
     )

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from defenses.estimation import nuclear_norm, soft_impute
-from defenses.estimation.certificate import certified, relative_gap
-from defenses.estimation.conjugate import _blank, _step
-from defenses.estimation.factored import begin
-from defenses.estimation.inputs import prepare
+from harness.defenses.estimation import nuclear_norm, soft_impute
+from harness.defenses.estimation.certificate import certified, relative_gap
+from harness.defenses.estimation.conjugate import _blank, _step
+from harness.defenses.estimation.factored import begin
+from harness.defenses.estimation.inputs import prepare
 
 
 def digits(count: int, side: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from defenses.estimation import nuclear_norm, soft_impute
+from harness.defenses.estimation import nuclear_norm, soft_impute
 
 
 def problem(count: int = 12, p: float = 0.6) -> tuple[Tensor, Tensor]:

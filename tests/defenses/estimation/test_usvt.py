@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defenses.estimation import usvt
+from harness.defenses.estimation import usvt
 
 
 def definition(observed: Tensor, mask: Tensor, kept: int) -> Tensor:
