@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.attacks import square
 from harness.attacks.cw import CW
 from harness.attacks.fgsm import FGSM
 from harness.attacks.losses import margin
