@@ -247,7 +247,7 @@ def test_one_damaged_byte_is_found_in_every_file(tmp_path: Path) -> None:
 def test_lists_name_everything_with_its_origin() -> None:
     done = harness("list")
     assert done.exit_code == 0
-    for word in ("menet-nuc", "bpda", "lenet", "digits", "nuclear-norm", "[attacks.pgd]"):
+    for word in ("menet-nuc", "bpda", "lenet", "digits", "nuclear-norm", "[harness.attacks.pgd]"):
         assert word in done.stdout
     assert harness("list", "nonsense").exit_code == 2
 
