@@ -1,4 +1,4 @@
-"""A network that others trained and published (MNIST, by ccexam, MIT licence): every library says the same of it."""
+"""A network that others trained and published (ccexam, MIT licence): every library says the same of it."""
 
 from __future__ import annotations
 
