@@ -349,7 +349,7 @@ class Battery:
             threat=self.threat,
             count=size.count,
             available=len(self.workshop.dataset(self.target.dataset, "test")),
-            draws=self.draws if self._random() else 1,
+            draws=self.draws if self.workshop.defense(self.target).is_random else 1,
             budget=self.budget,
             spent=self.clock() - self._started,
             scale=size.scale,
@@ -364,9 +364,6 @@ class Battery:
         folder.write_json("audits", self.key, found)
         store.write_atomic(folder.results / "audits" / f"{self.key}.md", page.encode())
         return found, page
-
-    def _random(self) -> bool:
-        return suites.is_random(self.workshop.defense(self.target))
 
 
 def seconds(text: str) -> float:

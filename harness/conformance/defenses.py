@@ -83,15 +83,15 @@ def same_in_any_batch(defense: Defense, batch: Batch) -> None:
 
 
 def randomness_as_declared(defense: Defense, batch: Batch) -> None:
-    """`randomised` says whether other draws give another result; it can be held still."""
+    """`is_random` says whether other draws give another result; it can be held still."""
     defended, few = behind(defense, batch), batch[slice(0, 4)]
     one = defended.transform(few.images, draws(few))
     for other in (draws(few, step=1), draws(few, draw=1), draws(few, Role.ATTACK)):
         same = torch.equal(defended.transform(few.images, other), one)
         seen = "gives the same" if same else "gives another result"
         require(
-            same != defense.randomised,
-            f"declares randomised = {defense.randomised}, but {seen} under other draws",
+            same != defense.is_random,
+            f"declares is_random = {defense.is_random}, but {seen} under other draws",
         )
     for kind in cast(tuple[Randomness, ...], ("fixed", "per-input")):
         held = behind(dataclasses.replace(defense, randomness=kind), batch)
@@ -192,11 +192,14 @@ def trains(defense: Defense, batch: Batch) -> None:
     """Training versions are drawn in the shape that the classifier sees."""
     defended, few = behind(defense, batch), batch[slice(0, 3)]
     place = draws(few, Role.TRAIN)
-    found = defense.training_transform(few.images, place, defended.auxiliary)
     wanted = defended.transform(few.images, place).shape
-    require(
-        found.shape == wanted, f"training versions are {tuple(found.shape)}, not {tuple(wanted)}"
-    )
+    versions = (None, *range(min(defense.estimates, 2)))
+    for version in versions:
+        found = defended.training_transform(few.images, place, version=version)
+        require(
+            found.shape == wanted,
+            f"training versions are {tuple(found.shape)}, not {tuple(wanted)}",
+        )
 
 
 def transform_holds_no_memory(defense: Defense, batch: Batch) -> None:

@@ -122,7 +122,7 @@ def record(
         adaptive=attack.adaptive,
         bounded=attack.bounded,
         transferred=attack.source is not None,
-        randomised=defense.randomised and defense.randomness == "fresh",
+        randomised=defense.is_random,
         images=images_digest(shards),
         fooled_on_the_way=_share(fooled) if len(fooled) else 0.0,
         fooled_outcomes=pack(fooled.tolist()),
