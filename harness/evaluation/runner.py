@@ -318,6 +318,7 @@ class Runner:
                 seed=cell.target.seed,
                 draws=current.resolved.draws,
                 bounded=current.attack.bounded,
+                replay=current.source == cell.target,
                 device=workshop.device,
                 folder=self.store.scores_folder(current.key),
                 reporter=workshop.reporter,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.cells.cells import Cell
 from harness.evaluation.generation import Shard
-from harness.evaluation.judge import Judgement
+from harness.evaluation.judge import LOOKS, Judgement
 from harness.registry import defenses
 from harness.results import flags, provenance
 from harness.results.records import Accuracy, Record, TracePoint, pack
@@ -141,6 +141,7 @@ def record(
             "backwards": float(backwards.mean()) if len(labels) else 0.0,
             "dead_gradients": float(dead.sum() / backwards.sum().clamp_min(1)),
         },
+        looks={name: int(((scored.looks & bit) != 0).sum()) for name, bit in LOOKS.items()},
         invalid=tuple(scored.ids[scored.invalid != 0].tolist()),
         made=provenance.made(str(device), torch.get_num_threads()),
     )
