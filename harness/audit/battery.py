@@ -169,11 +169,14 @@ class Battery:
         pace = self._pace(defended)
         entries = self._entries(defended.defense, size.scale)
         on_the_model = [entry for entry in entries if entry.attack.inner is None]
+        compared = not defended.randomised
         for entry in on_the_model:
             self._attack(entry, self.target, size, pace)
+            if not compared and (record := self._strongest(audit.MANY_STEPS)) is not None:
+                self._randomness(defended, record)
+                compared = True
         self._readouts(defended)
         if defended.randomised:
-            self._randomness(defended)
             self._held(size, pace)
         # Attacks that train a source may take the rest of the time.
         for entry in entries:
@@ -241,14 +244,9 @@ class Battery:
             Probe(name=name, outcome=outcome, flag=reason, raises="inconsistent-defense")
         )
 
-    def _randomness(self, defended: Defended) -> None:
-        """Accuracy on the strongest attack's images must not depend on whose draws are asked under."""
+    def _randomness(self, defended: Defended, record: Record) -> None:
+        """Accuracy on an attack's images must not depend on whose draws are asked under."""
         name = "the judge's draws, an attack's, those of no run, and one for all images"
-        record = self._strongest(0)
-        if record is None or self._deadline.left <= 0:
-            why = "no attack with gradients was finished in time"
-            self._probes.append(Probe(name=name, outcome=why, untested=True))
-            return
         runner = Runner(workshop=self.workshop, batch_size=self.batch_size)
         shard = runner.attack(plan(record.cell, self.workshop))[0]
         test = self.workshop.dataset(self.target.dataset, "test")
