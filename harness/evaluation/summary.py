@@ -141,12 +141,19 @@ def record(
             "backwards": float(backwards.mean()) if len(labels) else 0.0,
             "dead_gradients": float(dead.sum() / backwards.sum().clamp_min(1)),
         },
+        notes=_notes(cell, defense),
         looks={name: int(((scored.looks & bit) != 0).sum()) for name, bit in LOOKS.items()},
         invalid=tuple(scored.ids[scored.invalid != 0].tolist()),
         made=provenance.made(str(device), torch.get_num_threads()),
     )
     changed = any(shard.changed for shard in shards)
     return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))
+
+
+def _notes(cell: Cell, defense: Defense) -> tuple[str, ...]:
+    if cell.draws == 1 or not defense.randomised or defense.is_random:
+        return ()
+    return (f"one scoring draw in place of {cell.draws}: all looks at an image are alike",)
 
 
 def _packed_votes(predicted: Tensor, labels: Tensor, classes: int) -> str:

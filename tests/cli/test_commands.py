@@ -170,8 +170,11 @@ def test_randomness_is_held_as_asked(kind: str, tmp_path: Path) -> None:
     (found,) = zoo.measured(tmp_path, defense, ["noise"], epsilon=0.05, limit=60, draws=4)
     assert isinstance(found, Record)
     assert found.randomised is (kind == "fresh")
+    assert len(found.clean_outcomes) == (4 if kind == "fresh" else 1)
     differ = len(set(found.clean_outcomes)) > 1
     assert differ is (kind == "fresh")
+    assert bool(found.notes) is (kind != "fresh")
+    assert kind == "fresh" or "one scoring draw in place of 4" in found.notes[0]
 
 
 def test_fixed_is_one_draw_for_all_images(tmp_path: Path) -> None:
