@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import harness
 from harness.api.evaluate import evaluate, load_defended, load_images
 from harness.evaluation.judge import check_images
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.registry import load_file
 from harness.targets import given
 from harness.types import Attack, Batch, Defense, HarnessError, Perturbed, ThreatModel, Victim
@@ -105,7 +105,9 @@ class Corner(Attack):
 class Dim(Defense):
     """Half the light."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images / 2
 
 
