@@ -106,7 +106,8 @@ class Record:
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Median and largest L-infinity and L2 distances."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Mean forwards, backwards for each image, and the share of backwards without a gradient."""
+    """Mean forwards and backwards for each image; the share of backwards, and of probed pixels, without a
+    gradient."""
     invalid: tuple[int, ...] = ()
     """Ids of images that broke the threat model and count as not attacked."""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
