@@ -50,7 +50,8 @@ class Evidence:
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Evidence:
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        return cls(*(zeros.clone() for _ in range(5)), zeros - 1)
+        copies = (zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone())
+        return cls(zeros, *copies, first_fooled=zeros - 1)
 
 
 class View:
