@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from harness.attacks.losses import LOSSES, LossName, against
-from harness.attacks.parameters import at_least_one, one_of
+from harness.attacks.parameters import at_least_one, offered, one_of, text
 from harness.geometry import project, step
 from harness.random import Draws
 from harness.registry import attacks
@@ -27,13 +27,18 @@ class FGSM(Attack):
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, tuple(LOSSES))
-        one_of("backward", self.backward, ("declared", "exact", "identity"))
+        text("backward", self.backward)
         at_least_one("eot", self.eot)
 
     @property
     def passes(self) -> int:
         """One forward-backward pass for each draw."""
         return self.eot
+
+    def check(self, victim: Victim, threat: ThreatModel) -> None:
+        """Raises HarnessError where this attack cannot serve."""
+        super().check(victim, threat)
+        offered(victim, self.backward)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
         """Perturbed images, in the ball and the box."""

@@ -33,7 +33,7 @@ class FixedMaskBPDA(ProjectedGradient):
 
 
 class _Held:
-    """A victim that is always asked at step 0, draw 0 and the draws after it."""
+    """A victim that is always asked at step 0: its draw k is the same at every step."""
 
     def __init__(self, victim: Victim) -> None:
         self._victim = victim
@@ -47,9 +47,13 @@ class _Held:
         """To one who always meets the same draw it is not."""
         return False
 
+    @property
+    def backward_passes(self) -> tuple[str, ...]:
+        return self._victim.backward_passes
+
     @staticmethod
     def _hold(draws: Draws) -> Draws:
-        return draws.at(step=0, draw=0)
+        return draws.at(step=0)
 
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
         return self._victim.labels(images, self._hold(draws))

@@ -1,7 +1,7 @@
 """What an attack maximises: functions of logits (N, K) and true labels (N,) to losses (N,).
 
-The margins are positive exactly where a sample is misclassified. All are differentiable almost
-everywhere.
+Margins (`margin`, `dlr`, `probability`) are positive exactly where a sample is misclassified. All are
+differentiable almost everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from harness.types import HarnessError
 
-LossName = Literal["cross-entropy", "margin", "dlr"]
+LossName = Literal["cross-entropy", "margin", "dlr", "probability"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,13 +51,54 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (greatest[:, 0] - greatest[:, 2] + 1e-12)
 
 
+def probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) the greatest probability of another class, minus that of the true one.
+
+    Against one rival class it is linear in the probabilities: its mean over draws of a randomised
+    defense is the margin of the mean probabilities, which decides a vote of their sum.
+    """
+    return margin(logits.softmax(dim=1), labels)
+
+
+def towards(loss: LossName, labels: Tensor, rivals: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the loss of that name as a function of logits (N, K), aimed at one rival class an image.
+
+    Cross-entropy becomes the rival's log-probability; the others take the rival in place of the greatest
+    other class. DLR divides by z_1 - (z_3 + z_4) / 2 of the sorted logits (Croce and Hein 2020, equation
+    7), by z_1 - z_3 where there are three classes.
+    """
+
+    def aimed(logits: Tensor) -> Tensor:
+        if loss == "cross-entropy":
+            return -cross_entropy(logits, rivals)
+        values = logits.softmax(dim=1) if loss == "probability" else logits
+        ahead = (values.gather(1, rivals[:, None]) - values.gather(1, labels[:, None])).squeeze(1)
+        if loss != "dlr":
+            return ahead
+        greatest = logits.topk(min(4, logits.shape[1]), dim=1).values
+        return ahead / (greatest[:, 0] - greatest[:, 2:].mean(dim=1) + 1e-12)
+
+    return aimed
+
+
+def runners_up(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
+    """(N, count) the classes other than the true one, from the most probable on."""
+    true = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    return probabilities.masked_fill(true, -torch.inf).topk(count, dim=1).indices
+
+
 def _others(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, K) the logits, with minus infinity at the true label."""
     true = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
     return logits.masked_fill(true, -torch.inf)
 
 
-LOSSES: Mapping[LossName, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: Mapping[LossName, Loss] = {
+    "cross-entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "probability": probability,
+}
 
 
 def against(loss: LossName, labels: Tensor) -> Callable[[Tensor], Tensor]:

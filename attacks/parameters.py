@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.types import HarnessError
+from harness.types import HarnessError, Victim
 
 
 def at_least_one(name: str, value: object) -> None:
@@ -24,3 +24,19 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """A choice among words."""
     if value not in allowed:
         raise HarnessError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
+
+
+def text(name: str, value: object) -> None:
+    """A word that is not empty."""
+    if not (isinstance(value, str) and value):
+        raise HarnessError(f"{name} is {value!r}: it must be a word")
+
+
+def offered(victim: Victim, backward: str) -> None:
+    """A backward pass that the defense at hand offers."""
+    if backward not in victim.backward_passes:
+        raise HarnessError(
+            f"backward is {backward!r}, which this defense does not offer: "
+            f"it offers {', '.join(victim.backward_passes)}",
+            page="attacks",
+        )

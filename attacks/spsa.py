@@ -35,8 +35,8 @@ _MEAN_DECAY, _SQUARE_DECAY, _STABILITY = 0.9, 0.999, 1e-8
 class SPSA(Attack):
     """Adam steps on gradients estimated from scores at random pairs of points (Uesato et al. 2018).
 
-    A deterministic victim's images leave once they are misclassified; against a randomised one every
-    step is made, and the last iterate returned.
+    A deterministic victim's images leave once they are misclassified (not in `transfer`); against a
+    randomised one every step is made, and the last iterate returned.
     """
 
     access: ClassVar[Access] = "scores"
@@ -52,6 +52,8 @@ class SPSA(Attack):
     loss: LossName = "margin"
     eot: int = 1
     """Draws of the defense's randomness that a step's pairs are spread over; a pair shares one."""
+    early_stop: bool = True
+    """Whether an image of a deterministic victim leaves once it is misclassified."""
     chunk: int | None = None
     """Images per forward, a bound on memory that changes rounding and nothing else. None: 128 on a
     CPU, whose cache they should fit, and 4096 on a GPU."""
@@ -75,6 +77,10 @@ class SPSA(Attack):
         """Queries: the samples, and one a step at the iterate itself."""
         return self.steps * (self.samples + 1)
 
+    def on_source(self) -> SPSA:
+        """Return the attack without its early stop."""
+        return dataclasses.replace(self, early_stop=False)
+
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
         """Perturbed images, in the ball and the box."""
         x, result = batch.images, batch.images.clone()
@@ -83,7 +89,7 @@ class SPSA(Attack):
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         for number in range(self.steps):
             place = draws.at(step=number)
-            if not victim.randomised and len(active):
+            if self.early_stop and not victim.randomised and len(active):
                 right = victim.logits(x, place).argmax(dim=1) == labels
                 left = right.nonzero().squeeze(1)
                 if len(left) < len(active):

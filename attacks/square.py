@@ -25,10 +25,10 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(Attack):
     """Random search: sets squares to +-epsilon and keeps what raises the loss (L-infinity).
 
-    A deterministic victim's images leave once they are misclassified. Against a randomised one the
-    image and its change are compared on the same draw, anew at each step, for two queries: a lucky
-    draw of the past does not hold the search up. Squares lie anywhere in the image; those of the
-    reference code, in AutoAttack and torchattacks, never touch its last row and column.
+    A deterministic victim's images leave once they are misclassified, but not in `transfer`. Against a
+    randomised one the image and its change are compared on the same draw, anew at each step, for two
+    queries: a lucky draw of the past does not hold the search up. Squares lie anywhere in the image; those
+    of the reference code, in AutoAttack and torchattacks, never touch its last row and column.
     """
 
     access: ClassVar[Access] = "scores"
@@ -38,6 +38,8 @@ class Square(Attack):
     share: float = 0.8
     """Share of the pixels that the first squares change (0.8: Croce and Hein 2020, AutoAttack)."""
     loss: LossName = "margin"
+    early_stop: bool = True
+    """Whether an image of a deterministic victim leaves the search once it is misclassified."""
 
     def __post_init__(self) -> None:
         at_least_one("queries", self.queries)
@@ -49,6 +51,10 @@ class Square(Attack):
     def passes(self) -> int:
         """Queries."""
         return self.queries
+
+    def on_source(self) -> Square:
+        """Return the search without its early stop."""
+        return dataclasses.replace(self, early_stop=False)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
         """Perturbed images, in the ball and the box."""
@@ -66,9 +72,10 @@ class Square(Attack):
         # Finding out who may leave waits for the device: a GPU would run dry if asked every time.
         patience = 1 if images.device.type == "cpu" else 16
 
+        leaves = self.early_stop and not victim.randomised
         per_step = 2 if victim.randomised else 1
         for number in range(1, (self.queries - 1) // per_step + 1):
-            if not victim.randomised and number % patience == 0 and bool(fallen.any()):
+            if leaves and number % patience == 0 and bool(fallen.any()):
                 result[active] = x
                 left = (~fallen).nonzero().squeeze(1)
                 active, x, images, labels = active[left], x[left], images[left], labels[left]
@@ -85,7 +92,9 @@ class Square(Attack):
                 greatest = against(self.loss, labels)(victim.logits(x, place))
                 better = loss > greatest
             else:
-                better = (loss > greatest) & ~fallen
+                better = loss > greatest
+                if leaves:
+                    better &= ~fallen
             x = torch.where(better.reshape(-1, 1, 1, 1), changed, x)
             greatest = torch.where(better, loss, greatest)
             fallen = fallen | (better & fell)

@@ -17,7 +17,8 @@ class Transfer(Attack):
     """Another attack, run on a source model: by default an independent copy of the victim.
 
     `transfer(pgd)` is the paper's black-box setting: the same defense, trained with another seed
-    (section 3.1). `defense=vanilla` makes the images on an undefended model instead.
+    (section 3.1). `defense=vanilla` makes the images on an undefended model instead. No image leaves
+    where it fools the source: the target may stand there.
     """
 
     inner: Attack
@@ -55,4 +56,4 @@ class Transfer(Attack):
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
         """What the inner attack returns; `victim` is the source."""
-        return self.inner.perturb(victim, batch, threat, draws)
+        return self.inner.on_source().perturb(victim, batch, threat, draws)

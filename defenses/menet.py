@@ -11,7 +11,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.defenses.estimation import (
+    Estimate,
+    nuclear_norm,
+    reconstruct,
+    soft_impute,
+    straight_through,
+    usvt,
+)
 from harness.random import OpaqueDraws
 from harness.registry import defenses, estimators
 from harness.types import Defense, HarnessError
@@ -38,6 +45,7 @@ class MENet(Defense):
 
     randomised: ClassVar[bool] = True
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "identity"
+    backward_passes: ClassVar[tuple[str, ...]] = ("mask-aware", "straight")
 
     p_low: float = 0.4
     p_high: float = 0.6
@@ -81,6 +89,17 @@ class MENet(Defense):
     ) -> Tensor:
         return self._rebuild(images, draws, self.inference_probability)
 
+    def transform_along(
+        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
+        """Return the rebuilt images, differentiable along `mask-aware` or `straight`.
+
+        `mask-aware` takes the output's gradient times mask / keep probability: zero at a pixel that the
+        mask dropped, which has no influence, and the identity on average over masks. `straight` is exact
+        through mask and estimation, and passes the final clip to [-1, 1] as if it were not there.
+        """
+        return self._rebuild(images, draws, self.inference_probability, backward)
+
     def training_transform(
         self,
         images: Tensor,
@@ -96,18 +115,25 @@ class MENet(Defense):
         levels = lowest + width * draws.integers(self.masks, lane="level").to(images)
         return self._rebuild(images, draws, levels)
 
-    def _rebuild(self, images: Tensor, draws: OpaqueDraws, probability: float | Tensor) -> Tensor:
+    def _rebuild(
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        probability: float | Tensor,
+        backward: str = "exact",
+    ) -> Tensor:
         _, channels, height, width = images.shape
         planes = channels if self.channels == "concat" else 1
         mask = draws.bernoulli(probability, planes, height, width, lane="mask")
-        exact = images.requires_grad and torch.is_grad_enabled()
-        return reconstruct(
-            images,
-            mask,
-            estimator=self.estimator,
-            channels=self.channels,
-            backward="exact" if exact else "none",
+        estimated = functools.partial(
+            reconstruct, images, mask, estimator=self.estimator, channels=self.channels
         )
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return estimated(backward="none")
+        if backward == "mask-aware":
+            weight = mask.to(images) / probability
+            return straight_through(images * weight, estimated(backward="none"))
+        return estimated(backward="straight" if backward == "straight" else "exact")
 
 
 @defenses.register("menet-nuc")

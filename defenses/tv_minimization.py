@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from harness.defenses.estimation import straight_through
 from harness.defenses.total_variation import minimise
 from harness.random import OpaqueDraws
 from harness.registry import defenses
@@ -32,6 +34,7 @@ class TotalVariationMinimisation(Defense):
 
     randomised: ClassVar[bool] = True
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "identity"
+    backward_passes: ClassVar[tuple[str, ...]] = ("mask-aware",)
     differentiable: ClassVar[bool] = False
 
     keep: float = 0.5
@@ -70,13 +73,28 @@ class TotalVariationMinimisation(Defense):
     def transform(
         self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
     ) -> Tensor:
-        _, channels, height, width = images.shape
-        planes = 1 if self.drop == "pixels" else channels
-        kept = draws.bernoulli(self.keep, planes, height, width, lane="kept").to(images.device)
         return minimise(
             images,
-            kept,
+            self._kept(images, draws),
             weight=self.weight,
             isotropic=self.variation == "isotropic",
             tolerance=self.tolerance,
         ).images
+
+    def transform_along(
+        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
+        """Return the smooth images, differentiable along `mask-aware`.
+
+        The output's gradient times kept / keep: zero at a dropped value, which does not enter.
+        """
+        with torch.no_grad():
+            rebuilt = self.transform(images.detach(), draws)
+        weight = self._kept(images, draws).to(images) / self.keep
+        return straight_through(images * weight, rebuilt)
+
+    def _kept(self, images: Tensor, draws: OpaqueDraws) -> Tensor:
+        """(N, 1 or C, H, W) bool: which values enter."""
+        _, channels, height, width = images.shape
+        planes = 1 if self.drop == "pixels" else channels
+        return draws.bernoulli(self.keep, planes, height, width, lane="kept").to(images.device)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Norm = Literal["linf", "l2"]
 Access = Literal["gradients", "scores", "labels", "none"]
-Backward = Literal["declared", "exact", "identity"]
+Backward = str
+"""A backward pass through a defense: `declared`, `exact`, `identity`, or one of its `backward_passes`."""
 Randomness = Literal["fresh", "per-input", "fixed"]
 Training = Literal["pure", "adversarial"]
 
@@ -160,6 +161,8 @@ class Defense(abc.ABC):
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "exact"
     """The declared backward pass: the transformation's own, the identity (BPDA; Athalye et al. 2018),
     or that of `surrogate`."""
+    backward_passes: ClassVar[tuple[str, ...]] = ()
+    """Further backward passes, by the names under which `transform_along` offers them."""
     differentiable: ClassVar[bool] = True
     """Whether automatic differentiation of `transform` gives a meaningful gradient."""
     estimates: int = 0
@@ -218,6 +221,19 @@ class Defense(abc.ABC):
         """A differentiable stand-in with `transform`'s output shape, for the backward pass."""
         return images
 
+    def transform_along(
+        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
+        """Return `transform` of the same draws, differentiable along one of `backward_passes`."""
+        raise HarnessError(
+            f"{type(self).__name__} names the backward pass {backward!r} without a transform_along"
+        )
+
+    @property
+    def offered_backward_passes(self) -> tuple[str, ...]:
+        """Every backward pass that an attack may ask for, by name."""
+        return ("declared", "exact", "identity", *self.backward_passes)
+
 
 class Victim(Protocol):
     """What an attack may touch. Access beyond what its threat model grants raises HarnessError.
@@ -230,6 +246,10 @@ class Victim(Protocol):
     def classes(self) -> int: ...
     @property
     def randomised(self) -> bool: ...
+    @property
+    def backward_passes(self) -> tuple[str, ...]:
+        """The names that `gradient` takes for `backward`."""
+        ...
 
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
         """(N,) int64 predictions: access `labels` and above."""
@@ -273,12 +293,14 @@ class Victim(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Gradient:
     """`value` (N, C, H, W) mean gradient; `loss` (N,) mean loss; `logits` (N, K) mean logits;
-    `correct` (N,) the share of the draws in which the true label was predicted."""
+    `correct` (N,) the share of the draws in which the true label was predicted; `probabilities`
+    (N, K) mean softmax of the logits."""
 
     value: Tensor
     loss: Tensor
     logits: Tensor
     correct: Tensor
+    probabilities: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +332,13 @@ class Attack(abc.ABC):
     def passes(self) -> int | None:
         """Forward-backward passes (or queries) an image needs at most, for estimates of time."""
         return None
+
+    def on_source(self) -> Attack:
+        """Return the attack as `transfer` runs it on another model than the one that is judged.
+
+        What fools the source need not fool the target: an attack that stops where an image falls goes on.
+        """
+        return self
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
         """Raises HarnessError where this attack cannot serve."""

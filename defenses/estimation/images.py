@@ -9,7 +9,7 @@ from torch import Tensor
 from .estimate import Estimate
 
 Channels = Literal["concat", "separate"]
-Backward = Literal["identity", "exact", "none"]
+Backward = Literal["identity", "exact", "straight", "none"]
 
 
 def to_matrix(images: Tensor, channels: Channels) -> Tensor:
@@ -40,17 +40,26 @@ def reconstruct(
 
     images: (N, C, H, W) in [0, 1]; mask: bool (N, C, H, W) for concat, (N, 1, H, W) for separate.
     estimator: such as `functools.partial(nuclear_norm, gap=1e-3)`.
+    backward: `exact` differentiates mask, estimation and the clip to [-1, 1], which has no gradient at an
+        entry that it cuts; `straight` passes the gradient through the clip as if it were not there;
+        `identity` passes it past everything (BPDA, Athalye et al. 2018); `none` gives none.
     Returns (N, C, H, W) in [0, 1].
     """
     _check(images, mask, channels, backward)
     if backward == "identity":
         with torch.no_grad():
             rebuilt = _rebuild(images, mask, estimator, channels)
-        return _Identity.apply(images, rebuilt) if images.requires_grad else rebuilt
+        return straight_through(images, rebuilt) if images.requires_grad else rebuilt
     if backward == "none":
         with torch.no_grad():
             return _rebuild(images, mask, estimator, channels)
-    return _rebuild(images, mask, estimator, channels)
+    return _rebuild(images, mask, estimator, channels, straight=backward == "straight")
+
+
+def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
+    """Return `hard` with the gradient of `soft`, of the same shape."""
+    passed: Tensor = _Identity.apply(soft, hard)
+    return passed
 
 
 def approximate_rank(images: Tensor, energy: float = 0.9) -> Tensor:
@@ -70,18 +79,25 @@ def _rebuild(
     mask: Tensor,
     estimator: Callable[[Tensor, Tensor], Estimate],
     channels: Channels,
+    *,
+    straight: bool = False,
 ) -> Tensor:
     matrix = to_matrix(2 * images - 1, channels)
     keep = to_matrix(mask, channels)
     value = estimator(matrix, keep).value
-    return from_matrix((value.clamp(-1, 1) + 1) / 2, images.shape, channels)
+    clipped = value.clamp(-1, 1)
+    if straight and value.requires_grad:
+        clipped = straight_through(value, clipped.detach())
+    return from_matrix((clipped + 1) / 2, images.shape, channels)
 
 
 def _check(images: Tensor, mask: Tensor, channels: str, backward: str) -> None:
     if channels not in ("concat", "separate"):
         raise ValueError(f"channels is {channels!r}; allowed: 'concat', 'separate'")
-    if backward not in ("identity", "exact", "none"):
-        raise ValueError(f"backward is {backward!r}; allowed: 'identity', 'exact', 'none'")
+    if backward not in ("identity", "exact", "straight", "none"):
+        raise ValueError(
+            f"backward is {backward!r}; allowed: 'identity', 'exact', 'straight', 'none'"
+        )
     if images.ndim != 4:
         raise ValueError(f"images has shape {tuple(images.shape)}; allowed: (N, C, H, W)")
     n, c, h, w = images.shape
@@ -93,7 +109,7 @@ def _check(images: Tensor, mask: Tensor, channels: str, backward: str) -> None:
 
 
 class _Identity(torch.autograd.Function):
-    """Forward: the rebuilt images. Backward: the gradient passes unchanged (BPDA, Athalye 2018)."""
+    """Forward: what was computed. Backward: the gradient passes unchanged (BPDA, Athalye 2018)."""
 
     @staticmethod
     def forward(ctx: object, images: Tensor, rebuilt: Tensor) -> Tensor:

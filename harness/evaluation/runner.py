@@ -114,6 +114,7 @@ class _Facts:
     classes: int
     randomised: bool
     access: Access
+    backward_passes: tuple[str, ...]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -258,8 +259,13 @@ class Runner:
             HarnessError: why not.
         """
         test = self.workshop.dataset(current.cell.target.dataset, "test")
-        randomised = self.workshop.defense(current.source).is_random
-        facts = _Facts(len(test.classes), randomised, current.attack.access)
+        defense = self.workshop.defense(current.source)
+        facts = _Facts(
+            len(test.classes),
+            defense.is_random,
+            current.attack.access,
+            defense.offered_backward_passes,
+        )
         current.attack.check(cast(Victim, facts), current.cell.threat)
 
     def attack(self, current: Plan, leases: Leases | None = None) -> list[Shard]:

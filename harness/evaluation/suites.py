@@ -67,10 +67,11 @@ def expand(
         "differentiable": defense.differentiable,
         "approximated": defense.backward != "exact",
     }
+    holds |= dict.fromkeys(defense.backward_passes, True)
     entries = []
     for row in _table(suite)["attacks"]:
         wanted = threat.norm in row.get("norms", ("linf", "l2"))
-        if not wanted or not all(holds[condition] for condition in row.get("when", ())):
+        if not wanted or not all(holds.get(each, False) for each in row.get("when", ())):
             continue
         ball = dataclasses.replace(threat, epsilon=_radius(row.get("radius"), threat.epsilon))
         asked = dict(overrides or {})

@@ -140,6 +140,10 @@ def record(
             "forwards": float(forwards.mean()) if len(labels) else 0.0,
             "backwards": float(backwards.mean()) if len(labels) else 0.0,
             "dead_gradients": float(dead.sum() / backwards.sum().clamp_min(1)),
+            "dead_pixels": float(
+                _join(shards, "dead_pixels").sum()
+                / _join(shards, "probed_pixels").sum().clamp_min(1)
+            ),
         },
         notes=_notes(cell, defense),
         looks={name: int(((scored.looks & bit) != 0).sum()) for name, bit in LOOKS.items()},

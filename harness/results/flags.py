@@ -39,6 +39,9 @@ SMALLEST = 0.01
 """A difference of accuracy below this, or a share of images, is never worth a flag."""
 DEAD_GRADIENTS = 0.05
 """Share of an attack's gradients that may be dead: a few images saturate on any model."""
+DEAD_PIXELS = 0.2
+"""Share of the pixels that change what the classifier sees, yet have no gradient: a clip that cuts a few
+values is no mask."""
 MANY_STEPS = 10
 """Fewer gradient steps than these are not expected to beat an attack without gradients."""
 EVERYTHING = 0.5
@@ -107,6 +110,11 @@ def _gradients(record: Record) -> str:
     dead = record.passes.get("dead_gradients", 0.0)
     if record.passes.get("backwards", 0) > 0 and dead > DEAD_GRADIENTS:
         return f"{where}{dead:.0%} of the gradients are zero, constant or not finite"
+    blind = record.passes.get("dead_pixels", 0.0)
+    if blind > DEAD_PIXELS:
+        return (
+            f"{where}{blind:.0%} of the pixels change what the classifier sees without a gradient"
+        )
     if _unlimited(record) and record.robust.interval[0] > 1 / record.classes:
         return (
             f"at epsilon {record.cell.threat.epsilon:.4g}, where any image is in reach, "

@@ -110,7 +110,8 @@ class Record:
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Median and largest L-infinity and L2 distances."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Mean forwards, backwards for each image, and the share of backwards without a gradient."""
+    """Mean forwards and backwards for each image; the share of backwards, and of probed pixels, without a
+    gradient."""
     looks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Images of the first batch that the judge asked about again (`asked`, and `replayed` of the attack's own
     questions), and how many were answered otherwise: `alone`, `later`, `gradients`, `attack`."""

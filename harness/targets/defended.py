@@ -45,9 +45,9 @@ class Defended:
             module.zero_grad(set_to_none=True)
         return self
 
-    def transform(self, images: Tensor, draws: Draws) -> Tensor:
-        """What the classifier sees: (N, C, H, W) -> (N, C', H, W)."""
-        return self.defense.transform(images, self._inference_draws(images, draws), self.auxiliary)
+    def transform(self, images: Tensor, draws: Draws, *, backward: Backward = "exact") -> Tensor:
+        """What the classifier sees: (N, C, H, W) -> (N, C', H, W), differentiable along `backward`."""
+        return self._see(images, self._inference_draws(images, draws), backward, training=False)
 
     def training_transform(
         self, images: Tensor, draws: Draws, *, version: int | None = None
@@ -59,37 +59,41 @@ class Defended:
 
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
         """(N, K) logits at inference, differentiable by the images along the backward pass asked for."""
-        return self._classify(
-            images, self._inference_draws(images, draws), backward, training=False
-        )
+        return self.classify(self.transform(images, draws, backward=backward))
 
     def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
         """(N, K) logits as training sees them: a fresh training version of each image."""
-        return self._classify(images, draws.opaque(), "declared", training=True)
+        return self.classify(self._see(images, draws.opaque(), "declared", training=True))
 
-    def _classify(
+    def _see(
         self, images: Tensor, draws: OpaqueDraws, backward: Backward, *, training: bool
     ) -> Tensor:
         defense = self.defense
         apply = defense.training_transform if training else defense.transform
         kind = defense.backward if backward == "declared" else backward
         if kind == "exact" or not (images.requires_grad and torch.is_grad_enabled()):
-            seen = apply(images, draws, self.auxiliary)
+            return apply(images, draws, self.auxiliary)
+        if kind in defense.backward_passes:
+            return defense.transform_along(kind, images, draws, self.auxiliary)
+        if kind not in ("identity", defense.backward):
+            raise HarnessError(
+                f"{type(defense).__name__} has no backward pass {kind!r}: "
+                f"it offers {', '.join(defense.offered_backward_passes)}"
+            )
+        with torch.no_grad():
+            hard = apply(images.detach(), draws, self.auxiliary)
+        if kind == "identity":
+            soft = images
         else:
-            with torch.no_grad():
-                hard = apply(images.detach(), draws, self.auxiliary)
-            if kind == "identity":
-                soft = images
-            else:
-                soft = defense.surrogate(images, draws, self.auxiliary)
-            if soft.shape != hard.shape:
-                raise HarnessError(
-                    f"the {kind} backward pass of {type(defense).__name__} gives shape "
-                    f"{tuple(soft.shape[1:])} where its forward gives {tuple(hard.shape[1:])}: "
-                    "use the declared backward pass (-A backward=declared)"
-                )
-            seen = _Straight.apply(soft, hard)
-        return self.classify(seen)
+            soft = defense.surrogate(images, draws, self.auxiliary)
+        if soft.shape != hard.shape:
+            raise HarnessError(
+                f"the {kind} backward pass of {type(defense).__name__} gives shape "
+                f"{tuple(soft.shape[1:])} where its forward gives {tuple(hard.shape[1:])}: "
+                "use the declared backward pass (-A backward=declared)"
+            )
+        passed: Tensor = _Straight.apply(soft, hard)
+        return passed
 
     def classify(self, seen: Tensor) -> Tensor:
         """(N, K) float32 logits of what the transformation gives."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.geometry import TOLERANCE, norms
 from harness.random import Draws, Role
+from harness.targets import dead_pixels
 from harness.targets.defended import Defended
 from harness.types import Access, Backward, Batch, Gradient, HarnessError, ThreatModel
 
@@ -39,13 +40,18 @@ class Evidence:
     dead_gradients: Tensor
     """Backwards that gave a gradient that is the same in every pixel (zero, as a rule) where the image
     was classified rightly, or one that was not finite."""
+    dead_pixels: Tensor
+    """Of the probed pixels, those without a gradient (`harness.targets.dead_pixels`)."""
+    probed_pixels: Tensor
+    """Pixels that change what the classifier sees and were asked whether they have a gradient."""
     first_fooled: Tensor
     """The number of the first forward inside ball and box with a wrong prediction; -1 where none."""
 
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Evidence:
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        return cls(zeros, zeros.clone(), zeros.clone(), zeros - 1)
+        copies = (zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone())
+        return cls(zeros, *copies, first_fooled=zeros - 1)
 
 
 LOOKS = 8
@@ -87,6 +93,7 @@ class View:
         self.evidence = Evidence.empty(len(batch), batch.ids.device)
         self.asked: dict[bool, Question] = {}
         """The last question with gradients (True) and the last without."""
+        self._probed: set[Backward] = set()
         self.candidates = batch.images.clone() if max_queries is not None else None
 
     @property
@@ -96,6 +103,10 @@ class View:
     @property
     def randomised(self) -> bool:
         return self._defended.randomised
+
+    @property
+    def backward_passes(self) -> tuple[str, ...]:
+        return self._defended.defense.offered_backward_passes
 
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
         self._need("labels")
@@ -135,8 +146,10 @@ class View:
             self._note(images, place, scores, gradients=True)
             right = self._watch(at, images, scores.detach(), self._searched.precision)
             slope = self._watch_gradient(at, slope, right)
-            seen = [slope, objective.detach(), scores.detach(), right]
+            scores = scores.detach()
+            seen = [slope, objective.detach(), scores, right, scores.softmax(dim=1)]
             sums = seen if not sums else [a + b for a, b in zip(sums, seen, strict=True)]
+        self._probe_pixels(at, images, draws, backward)
         return Gradient(*(sums if samples == 1 else [total / samples for total in sums]))
 
     def module(self, batch: Batch, draws: Draws) -> nn.Module:
@@ -232,6 +245,17 @@ class View:
         self.evidence.backwards.index_add_(0, at, torch.ones_like(at))
         self.evidence.dead_gradients.index_add_(0, at, dead.to(at.dtype))
         return torch.where(finite.reshape(-1, 1, 1, 1), slope, 0.0)
+
+    def _probe_pixels(self, at: Tensor, images: Tensor, draws: Draws, backward: Backward) -> None:
+        """Ask a few pixels of a few images, once a view and backward pass, whether they have a gradient."""
+        if backward in self._probed or self._defended.defense.randomness == "per-input":
+            return  # a moved pixel would draw anew
+        self._probed.add(backward)
+        few = slice(0, dead_pixels.IMAGES)
+        step = min(self._threat.epsilon, dead_pixels.LARGEST_STEP)
+        probed, dead = dead_pixels.probe(self._defended, images[few], draws[few], backward, step)
+        self.evidence.probed_pixels.index_add_(0, at[few], probed)
+        self.evidence.dead_pixels.index_add_(0, at[few], dead)
 
     @staticmethod
     def _differentiate(objective: Tensor, pixels: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ def test_the_rebuilding_draw_is_met_by_no_step(some_digits, monkeypatch):
     monkeypatch.setattr(
         Noisy, "transform", lambda self, images, draws, *_: seen.append(draws.step) or images
     )
-    attacked(ApproximateInput(steps=3), model, batch, LINF, Noisy())
+    view = view_of(model, batch, LINF, Noisy())
+    monkeypatch.setattr(view, "_probe_pixels", lambda *_: None)
+    ApproximateInput(steps=3).perturb(view, batch, LINF, draws_of(batch))
     assert seen == [-1, 0, 1, 2]
 
 

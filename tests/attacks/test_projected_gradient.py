@@ -157,15 +157,20 @@ def test_restarts_are_never_worse(digits, keep, threat):
 def test_steps_and_restarts_never_share_a_draw(some_digits, monkeypatch):
     model, batch = some_digits
     seen = []
+    view = view_of(model, batch, LINF, Noisy())
+    monkeypatch.setattr(view, "_probe_pixels", lambda *_: None)
     monkeypatch.setattr(
         Noisy, "transform", lambda self, images, draws, *_: seen.append(draws) or images
     )
-    attack = PGD(steps=3, restarts=2, eot=2, keep="best")
-    attacked(attack, model, batch, LINF, Noisy())
+    attack = PGD(steps=3, restarts=2, eot=2, keep="best", looks=4, snapshot_steps=())
+    attack.perturb(view, batch, LINF, draws_of(batch))
     places = [(draws.step, draws.draw) for draws in seen]
-    # Only the choice among restarts looks at one draw twice: at the same one for every candidate.
-    assert len(places) - len(set(places)) == 2
-    assert {step for step, _ in places} == set(range(9))
+    steps = [place for place in places if place[0] >= 0]
+    assert sorted(steps) == [(step, draw) for step in (0, 1, 2, 4, 5, 6) for draw in (0, 1)]
+    # Candidates alone meet the same draws: of each ascent its likeliest, its last and its result.
+    compared = [place for place in places if place[0] < 0]
+    assert sorted(compared) == sorted([(-2, draw) for draw in range(4)] * 6)
+    assert len(places) == attack.passes
 
 
 def test_eot_finds_the_mean_gradient():
@@ -236,7 +241,12 @@ def test_default_step_size(steps, epsilon, expected):
 
 
 def test_passes():
-    assert PGD(steps=40, restarts=2, eot=3).passes == 240
+    attack = PGD(steps=40, restarts=2, eot=3)
+    assert attack.gradients == 240
+    # Eight looks for each restart at two candidates of steps 7, 20 and 40 (the end), and its result.
+    assert attack.passes == 240 + 8 * 2 * (2 * 3 + 1)
+    assert dataclasses.replace(attack, keep="last", restarts=1).passes == 120
+    assert dataclasses.replace(attack, restarts=1, targeted=2, keep="last").gradients == 360
     assert FGSM(eot=5).passes == 5
 
 
@@ -249,7 +259,14 @@ def test_passes():
         ({"step_size": -0.1}, "step_size is -0.1: it must be a finite number above 0"),
         ({"step_size": float("nan")}, "step_size is nan"),
         ({"loss": "hinge"}, "loss is 'hinge': it must be one of cross-entropy, margin, dlr"),
-        ({"backward": "none"}, "backward is 'none'"),
+        ({"backward": ""}, "backward is '': it must be a word"),
+        (
+            {"schedule": "cosine"},
+            "schedule is 'cosine': it must be one of constant, linear, adaptive",
+        ),
+        ({"momentum": 1.0}, "momentum is 1.0: it must be from 0 to below 1"),
+        ({"targeted": -1}, "targeted is -1"),
+        ({"looks": 0}, "looks is 0"),
         ({"keep": "any"}, "keep is 'any': it must be one of auto, last, best, first"),
         ({"snapshot_steps": (0,)}, "snapshot_steps is 0"),
     ],

@@ -133,7 +133,7 @@ def test_unusable_settings_are_refused() -> None:
     images = torch.rand(2, 3, 4, 5)
     with pytest.raises(ValueError, match=r"mask has shape \(2, 3, 4, 5\)"):
         reconstruct(images, images > 0.5, estimator=usvt, channels="separate")
-    with pytest.raises(ValueError, match="backward is 'straight'"):
-        reconstruct(images, images > 0.5, estimator=usvt, backward="straight")
+    with pytest.raises(ValueError, match="backward is 'sideways'"):
+        reconstruct(images, images > 0.5, estimator=usvt, backward="sideways")
     with pytest.raises(ValueError, match="channels is 'side'"):
         reconstruct(images, images > 0.5, estimator=usvt, channels="side")
