@@ -89,6 +89,8 @@ def check(**words: Any) -> int:
             click.echo(f"{line}: {finding.summary}" if finding.summary else line)
             for reason in finding.reasons:
                 click.echo(f"  {reason}")
+        for trusted in sorted({each for finding in findings for each in finding.trusted}):
+            click.echo(f"taken on trust: {trusted}")
         counts = [
             f"{sum(f.status == status for f in findings)} {status}"
             for status in ("verified", "contradicted", "unverifiable")
