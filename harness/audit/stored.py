@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.results.records import Record
-from harness.storage import keys, store
+from harness.storage import store
 from harness.storage.store import Store
 from harness.types import Dataset
 
@@ -43,8 +43,7 @@ class StoredImages:
 
 def generation_key(record: Record) -> str:
     """Return the key of a record's attacked images, from what it says was run."""
-    names = ("source", "randomness", "attack", "threat", "test", "limit", "max_queries")
-    return keys.key({name: record.resolved[name] for name in names})
+    return record.resolved.generation_key
 
 
 def read(opened: Store, key: str, test: Dataset) -> StoredImages:

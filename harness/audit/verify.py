@@ -24,7 +24,7 @@ from harness.storage import keys
 from harness.storage.progress import Reporter
 from harness.storage.store import DamagedFile, StoreError, read_bytes
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop
+from harness.targets.source import TargetSource
 from harness.targets.training import Interrupted
 from harness.types import Dataset, HarnessError
 
@@ -54,7 +54,7 @@ class _Contradicted(Exception):
 
 
 def verify(
-    workshop: Workshop, names: Sequence[str], reporter: Reporter, *, draws: int = 10
+    workshop: TargetSource, names: Sequence[str], reporter: Reporter, *, draws: int = 10
 ) -> list[Finding]:
     """Return a finding for each record named, or for all.
 
@@ -74,7 +74,7 @@ def verify(
     return findings
 
 
-def _one(workshop: Workshop, name: str, draws: int) -> Finding:
+def _one(workshop: TargetSource, name: str, draws: int) -> Finding:
     title = ""
     status: Literal["verified", "contradicted", "unverifiable"] = "contradicted"
     try:
@@ -111,7 +111,7 @@ def _one(workshop: Workshop, name: str, draws: int) -> Finding:
 
 
 def _checked(
-    workshop: Workshop, record: Record, name: str, draws: int
+    workshop: TargetSource, record: Record, name: str, draws: int
 ) -> tuple[list[str], str, tuple[str, ...]]:
     """Check a record from end to end: (problems, what new draws found, what was taken on trust)."""
     if problems := identity(record, name):
@@ -208,7 +208,7 @@ def shape(record: Record, images: int, draws: int) -> list[str]:
     return problems
 
 
-def _as_stored(workshop: Workshop, record: Record) -> Any:
+def _as_stored(workshop: TargetSource, record: Record) -> Any:
     """Return the record's file as it lies there, with entries that no record has."""
     path = workshop.store.json_path("records", record.key)
     return json.loads(read_bytes(path))["value"]
@@ -223,7 +223,7 @@ def _facts(resolved: Any) -> dict[str, Any]:
     return facts
 
 
-def _planned(record: Record, workshop: Workshop) -> Plan:
+def _planned(record: Record, workshop: TargetSource) -> Plan:
     """Return the plan of the record's cell today.
 
     Raises:
@@ -273,7 +273,7 @@ def _difference(then: Any, now: Any) -> str:
     return ""
 
 
-def _model(current: Plan, workshop: Workshop) -> tuple[Defended, Dataset]:
+def _model(current: Plan, workshop: TargetSource) -> tuple[Defended, Dataset]:
     target = current.cell.target
     if not workshop.is_trained(target):
         raise MissingEvidence("the trained weights are not there")
@@ -284,7 +284,7 @@ def _model(current: Plan, workshop: Workshop) -> tuple[Defended, Dataset]:
         raise MissingEvidence(f"the trained weights cannot be read: {error}") from error
 
 
-def _source(current: Plan, workshop: Workshop, target: Defended) -> Defended | None:
+def _source(current: Plan, workshop: TargetSource, target: Defended) -> Defended | None:
     """Return the model on which the images were made, where its weights are there."""
     if current.source == current.cell.target:
         return target
