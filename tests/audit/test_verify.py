@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load
 
-from harness.audit import rescore, stored, verify
+from harness.audit import compare, rebuild, rescore, stored, verify
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Record, pack, unpack
@@ -277,3 +277,15 @@ def test_a_record_that_is_not_there_contradicts_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1 and "unverifiable nothing" in done.output, done.output
     assert "there is no record nothing" in done.output and "0 contradicted" in done.output
+
+
+def test_nothing_of_the_judge_is_used() -> None:
+    """A mistake of the judge would be made twice."""
+    import ast
+
+    judging = {"judge", "summary", "scoring", "generation"}
+    for module in (verify, rescore, stored, rebuild, compare):
+        for node in ast.walk(ast.parse(Path(module.__file__ or "").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.module.rpartition(".")[2] not in judging, (module, node.module)
+                assert not judging & {alias.name for alias in node.names}, (module, node.module)

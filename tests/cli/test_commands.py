@@ -86,7 +86,8 @@ def test_a_budget_that_is_spent_leaves_things_untested(tmp_path: Path) -> None:
     (name,) = Store(tmp_path).names("audits")
     found = Store(tmp_path).read_json("audits", name, Audit)
     assert found is not None
-    assert found.tried and all(tried.untested and not tried.key for tried in found.tried)
+    assert found.probes and all(probe.untested for probe in found.probes)
+    assert not any(tried.key for tried in found.tried)
 
 
 def test_budgets_are_read() -> None:
