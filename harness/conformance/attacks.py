@@ -89,8 +89,8 @@ def perturb(attack: Attack, defended: Defended, batch: Batch, norm: Norm) -> Per
 
 
 def ball_box_and_purity(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Check that every image and snapshot is finite, in the box and (bounded attacks) in the ball; weights, buffers,
-    modes, gradients, the input and the global random state stay as they were."""
+    """Check that every image and snapshot is finite, in the box and (bounded attacks) in the ball;
+    weights, buffers, modes, gradients, the input and the global random state stay as they were."""
     given = batch.images.clone()
     for norm in attack.norms:
         before = _state(defended)
