@@ -12,6 +12,7 @@ from harness.storage import keys
 
 TRUSTED: dict[str, str] = {
     "made": "who made it, where and with which libraries",
+    "looks": "what came of asking the defense again: one that keeps notes answers otherwise each time",
     "cell.target.training.paper_epochs": "how long the published schedule is: no key depends on it",
 }
 """By field: what every finding takes on trust. No other file tells it."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.audit.rescore import Predictions, leaving
 from harness.audit.stored import END, StoredImages
+from harness.cells import plugins
 from harness.evaluation.runner import Plan
 from harness.results import flags
 from harness.results.records import Accuracy, Record, TracePoint, pack, unpack
@@ -54,6 +55,8 @@ def rebuild(
         cell=record.cell,
         resolved=record.resolved,
         made=record.made,
+        looks=record.looks,
+        notes=_notes(record, current),
         classes=len(test.classes),
         count=len(test),
         ids=hashlib.sha256(batch.ids.numpy().tobytes()).hexdigest()[:16],
@@ -94,6 +97,15 @@ def rebuild(
     )
     raised = flags.flags(expected, model_changed=stored.changed)
     return dataclasses.replace(expected, flags=raised)
+
+
+def _notes(record: Record, current: Plan) -> tuple[str, ...]:
+    """Return what the record must say of draws that were asked for and not made."""
+    asked = record.cell.draws
+    defense = plugins.defense(record.cell.target.defense)
+    if asked == 1 or current.resolved.draws == asked or not defense.randomised:
+        return ()
+    return (f"one scoring draw in place of {asked}: all looks at an image are alike",)
 
 
 def votes(predicted: Tensor, labels: Tensor) -> Any:

@@ -153,7 +153,7 @@ def _make(
             batch = dataset.batch(slice(start, start + _CHUNK)).to(device)
             draws = Draws(seed, batch.ids, Role.ESTIMATE, draw=version)
             with torch.no_grad():
-                made = defended.defense.training_transform(batch.images, draws, defended.auxiliary)
+                made = defended.training_transform(batch.images, draws, version=version)
             content = (made * 255).round().byte().cpu().numpy().tobytes()
             file.write(content)
             digest.update(content)
