@@ -286,16 +286,13 @@ class Battery:
             why = found.refused if found else "it did not fit into the budget"
             self._probes.append(Probe(name=name, outcome=why, untested=True))
             return
-        outcome = (
-            f"{found.attack} finds {found.found} of {found.usable} adversarial examples that are known "
-            f"to exist (random points: {found.random})"
-        )
         self._probes.append(
             Probe(
                 name=name,
-                outcome=outcome,
+                outcome=found.outcome,
                 flag=found.flag,
                 against=str(strongest.cell.attack),
+                untested=bool(found.vacuous),
                 raises="unsound-readout",
             )
         )

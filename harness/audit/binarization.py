@@ -39,7 +39,7 @@ _COARSE = 7
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readout:
-    """What one attack made of the test."""
+    """Holds what one attack made of the test."""
 
     attack: str
     usable: int
@@ -53,7 +53,7 @@ class Readout:
 
     @property
     def flag(self) -> str:
-        """The reason for `unsound-readout`, or nothing."""
+        """Return the reason for `unsound-readout`, or nothing."""
         if self.refused or self.usable < FEWEST:
             return ""
         if wilson(self.found, self.usable)[1] >= SOUND:
@@ -62,10 +62,30 @@ class Readout:
             f"it finds {self.found} of {self.usable} adversarial examples that are known to exist"
         )
 
+    @property
+    def vacuous(self) -> str:
+        """Return why a pass says nothing about the attack: random points pass by the same rule."""
+        if self.refused or self.usable < FEWEST or self.flag:
+            return ""
+        if wilson(self.random, self.usable)[1] < SOUND:
+            return ""
+        return f"random points find {self.random} of {self.usable} too, so that the pass is vacuous"
+
+    @property
+    def outcome(self) -> str:
+        """Return what came of the test in one sentence."""
+        if self.refused:
+            return self.refused
+        found = (
+            f"{self.attack} finds {self.found} of {self.usable} adversarial examples that are known "
+            "to exist"
+        )
+        return f"{found}; {self.vacuous or f'random points find {self.random}'}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Binarised(Defended):
-    """A defended model whose images each have a readout of their own, found by the draws' ids."""
+    """Wraps a defended model so that each image has a readout of its own, found by the draws' ids."""
 
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
         self.model.choose(draws.ids)  # type: ignore[operator]
@@ -73,7 +93,7 @@ class Binarised(Defended):
 
 
 class _Readouts(nn.Module):
-    """(N, 2) logits from the features of `model`, by a linear map for each image."""
+    """Maps the features of images to (N, 2) logits, by a linear map for each image."""
 
     ids: Tensor
     weight: Tensor
@@ -90,7 +110,7 @@ class _Readouts(nn.Module):
         self.rows = order
 
     def choose(self, ids: Tensor) -> None:
-        """Whose images come next."""
+        """Say whose images come next, by ids (N,)."""
         self.rows = torch.searchsorted(self.ids, ids)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,7 +120,7 @@ class _Readouts(nn.Module):
 
 
 class _Features(nn.Module):
-    """What enters the last layer where that is linear, else what leaves the model: (N, F)."""
+    """Gives (N, F): what enters the last layer where that is linear, else what leaves the model."""
 
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
         super().__init__()
@@ -186,7 +206,7 @@ def _refused(name: str, reason: str) -> Readout:
 def _elected(
     victim: Defended, images: Tensor, ids: Tensor, seed: int, looks: int = LOOKS
 ) -> Tensor:
-    """(N,) bool: most of some new draws see class 1."""
+    """Return (N,) bool: most of some new draws see class 1."""
     draws = looks if victim.randomised else 1
     seen = predictions(victim, images, ids, seed=seed, draws=draws, role=Role.AUDIT)
     return 2 * seen.sum(dim=0) > draws
@@ -195,7 +215,7 @@ def _elected(
 def binarise(
     defended: Defended, batch: Batch, threat: ThreatModel, *, seed: int
 ) -> tuple[Binarised, Tensor]:
-    """(the model with a readout for each image, positions of the images whose readout holds).
+    """Return (the model with a readout for each image, positions of the images whose readout holds).
 
     A readout holds if, on new draws, its image is of class 0 by vote and the known example of class 1.
     """
@@ -225,7 +245,7 @@ def binarise(
 
 
 def separate(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A linear readout for each image between its inner points (N, M, F) and its outer ones (N, L, F).
+    """Fit a linear readout for each image between its inner points (N, M, F) and its outer ones (N, L, F).
 
     The direction is Fisher's (1936), regularised, in its dual form, which inverts M x M instead of
     F x F. The threshold stands three quarters of the way from the highest inner score to the outer one, so
@@ -257,14 +277,14 @@ def separate(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def known_examples(batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
-    """(N, C, H, W) a point on the surface of each ball, inside the box: random signs in blocks."""
+    """Return (N, C, H, W): a point on the surface of each ball, inside the box, of random signs in blocks."""
     signs = _blocks(batch, seed, 0).sign()
     signs = torch.where(signs == 0, 1.0, signs)
     return project(batch.images + step(signs, threat.epsilon, threat), batch.images, threat)
 
 
 def _inside(batch: Batch, threat: ThreatModel, seed: int, number: int) -> Tensor:
-    """(N, C, H, W) a random point of each ball; every other one is constant in blocks."""
+    """Return (N, C, H, W): a random point of each ball; every other number gives one constant in blocks."""
     draws = Draws(seed, batch.ids, Role.AUDIT, step=2, draw=number)
     shape = tuple(batch.images.shape[1:])
     if number % 2:
@@ -279,7 +299,7 @@ def _inside(batch: Batch, threat: ThreatModel, seed: int, number: int) -> Tensor
 
 
 def _blocks(batch: Batch, seed: int, number: int) -> Tensor:
-    """(N, C, H, W) uniform in [-1, 1), constant in blocks."""
+    """Return (N, C, H, W): uniform in [-1, 1), constant in blocks."""
     channels, height, width = batch.images.shape[1:]
     draws = Draws(seed, batch.ids, Role.AUDIT, step=3, draw=number)
     coarse = draws.uniform(channels, min(height, _COARSE), min(width, _COARSE), lane="blocks")

@@ -21,7 +21,9 @@ from harness.types import HarnessError
 @QUIET
 @DATA
 def verify(keys: tuple[str, ...], draws: int, **words: Any) -> None:
-    """Check records against the attacked images on disk: threat model, new draws, every number.
+    """Rebuild records from the attacked images on disk, compare every field, and score new draws.
+
+    What no file can contradict is printed as taken on trust.
 
     Exit status 1 where something is contradicted, or cannot be verified.
 
@@ -44,6 +46,8 @@ def verify(keys: tuple[str, ...], draws: int, **words: Any) -> None:
             click.echo(f"{line}: {finding.summary}" if finding.summary else line)
             for reason in finding.reasons:
                 click.echo(f"  {reason}")
+        for trusted in sorted({each for finding in findings for each in finding.trusted}):
+            click.echo(f"taken on trust: {trusted}")
         counts = [
             f"{sum(f.status == status for f in findings)} {status}"
             for status in ("verified", "contradicted", "unverifiable")

@@ -1,4 +1,4 @@
-"""The conformance kit: what every attack promises, as checks with a reason each.
+"""Check what every attack promises: the conformance kit, with a reason for each failure.
 
 `harness check FILE` runs it on a plugin of one's own; `tests/contracts` runs the same checks on every
 registered plugin. A check is a function that raises `Broken`; it changes nothing.
@@ -28,14 +28,14 @@ CLASSES = 4
 
 
 class Broken(AssertionError):
-    """A promise that is not kept, and what to do about it."""
+    """Says which promise is not kept, and what to do about it."""
 
 
 AttackCheck = Callable[[Attack, Defended, Batch], None]
 
 
 def require(kept: bool, reason: str) -> None:
-    """Raises Broken with the reason where a promise is not kept."""
+    """Raise Broken with the reason where a promise is not kept."""
     if not kept:
         raise Broken(reason)
 
@@ -56,7 +56,7 @@ class _Masked(Defense):
 
 
 def victim(*, randomised: bool, shape: tuple[int, int, int] = SHAPE) -> Defended:
-    """A small untrained classifier with normalisation layers, plain or behind random masks."""
+    """Build a small untrained classifier with normalisation layers, plain or behind random masks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -71,14 +71,14 @@ def victim(*, randomised: bool, shape: tuple[int, int, int] = SHAPE) -> Defended
 
 
 def some_images(defended: Defended, count: int = 6) -> Batch:
-    """Images with the labels that the undefended model gives them."""
+    """Return images with the labels that the undefended model gives them."""
     images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(5))
     labels = defended.model(images).argmax(dim=1)
     return Batch(images, labels, torch.arange(count) + 40)
 
 
 def perturb(attack: Attack, defended: Defended, batch: Batch, norm: Norm) -> Perturbed:
-    """What an attack returns for a batch, seen through the harness's view."""
+    """Run an attack on a batch, seen through the harness's view."""
     threat = ThreatModel(epsilon=RADII[norm], norm=norm)
     view = View(defended, batch, threat, attack.access)
     attack.check(view, threat)
@@ -89,8 +89,8 @@ def perturb(attack: Attack, defended: Defended, batch: Batch, norm: Norm) -> Per
 
 
 def ball_box_and_purity(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Every image and snapshot is finite, in the box and (bounded attacks) in the ball; weights, buffers,
-    modes, gradients, the input and the global random state stay as they were."""
+    """Check that every image and snapshot is finite, in the box and (bounded attacks) in the ball;
+    weights, buffers, modes, gradients, the input and the global random state stay as they were."""
     given = batch.images.clone()
     for norm in attack.norms:
         before = _state(defended)
@@ -139,7 +139,7 @@ def _state(defended: Defended) -> list[Any]:
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Raises Broken if Python's, numpy's or torch's global random numbers are drawn from."""
+    """Raise Broken if Python's, numpy's or torch's global random numbers are drawn from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         before = _random_state()
@@ -162,7 +162,7 @@ def _random_state() -> dict[str, Any]:
 
 
 def deterministic(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """The same seed gives the same images, whatever the global random state."""
+    """Check that the same seed gives the same images, whatever the global random state."""
     norm = attack.norms[0]
     one = perturb(attack, defended, batch, norm).images
     with other_random_state():
@@ -185,7 +185,7 @@ def other_random_state() -> Iterator[None]:
 
 
 def serves_one_and_none(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """A batch of one image and one of none come back with their shapes."""
+    """Check that a batch of one image and one of none come back with their shapes."""
     for count in (0, 1):
         few = batch[slice(0, count)]
         found = perturb(attack, defended, few, attack.norms[0])
@@ -193,7 +193,7 @@ def serves_one_and_none(attack: Attack, defended: Defended, batch: Batch) -> Non
 
 
 def batch_independent(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """A sample's image does not depend on the rest of its batch, nor on its place in it."""
+    """Check that a sample's image does not depend on the rest of its batch, nor on its place in it."""
     norm = attack.norms[0]
     whole = perturb(attack, defended, batch, norm).images
     chosen = torch.tensor([4, 1])
@@ -208,13 +208,13 @@ def batch_independent(attack: Attack, defended: Defended, batch: Batch) -> None:
 
 
 def holds_no_memory(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """No tensors pile up from one batch to the next."""
+    """Check that no tensors pile up from one batch to the next."""
     norm = attack.norms[0]
     require_steady(lambda: perturb(attack, defended, batch, norm))
 
 
 def require_steady(work: Callable[[], object]) -> None:
-    """Two calls to warm up; then four more may not leave more tensors behind."""
+    """Call twice to warm up; then four more calls may not leave more tensors behind."""
     for _ in range(2):
         work()
     before = _live_tensors()
@@ -230,7 +230,7 @@ def _live_tensors() -> int:
 
 
 def respects_its_access(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """It declares the access it needs, and refuses a norm that it does not serve."""
+    """Check that it declares the access it needs, and refuses a norm that it does not serve."""
     threat = ThreatModel(epsilon=RADII[attack.norms[0]], norm=attack.norms[0])
     view = View(defended, batch, threat, attack.access)
     attack.perturb(view, batch, threat, Draws(0, batch.ids, Role.ATTACK))
@@ -253,7 +253,7 @@ def _refuses(attack: Attack, view: Victim, threat: ThreatModel) -> bool:
 
 
 def described(plugin: Attack | Defense) -> None:
-    """A docstring whose first line says in one sentence what it is; parameters that cannot be changed."""
+    """Check that its docstring begins with one sentence and that its parameters cannot be changed."""
     summary = (type(plugin).__doc__ or "").strip().split("\n")[0]
     require(
         10 < len(summary) < 110 and summary.endswith("."),

@@ -17,8 +17,21 @@ from harness.results.audits import Probe
 from harness.spec import build, fields, parse
 from harness.types import Attack, Defense, HarnessError, Spec
 
-QUICK = {"steps": 3, "samples": 8, "queries": 12, "max_iterations": 3, "eot": 2, "restarts": 1}
-"""Settings that make an attack of any kind a matter of a second."""
+QUICK: dict[type, dict[str, int]] = {
+    Attack: {
+        "steps": 3,
+        "samples": 8,
+        "queries": 12,
+        "max_iterations": 3,
+        "iterations": 3,
+        "binary_search_steps": 2,
+        "max_queries": 60,
+        "eot": 2,
+        "restarts": 1,
+    },
+    Defense: {"filters": 4, "layers": 1, "hidden": 8, "blocks": 1, "levels": 4},
+}
+"""Settings that make a plugin of any kind a matter of a second, for the fields that it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +51,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """How a check went; `reason` is empty where the promise is kept."""
+    """Holds how a check went; `reason` is empty where the promise is kept."""
 
     check: str
     reason: str = ""
 
 
 def checks(word: str) -> list[Check]:
-    """All checks of what a word names: a file, `file.py:Class`, or a registered name with parameters.
+    """Return all checks of what a word names: a file, `file.py:Class`, or a registered name with parameters.
 
     Raises:
         HarnessError: no such file or plugin, or a file without attacks and defenses.
@@ -60,12 +73,12 @@ def checks(word: str) -> list[Check]:
 
 
 def findings(word: str) -> Iterator[Finding]:
-    """Every check in turn, whatever the ones before found."""
+    """Run every check in turn, whatever the ones before found."""
     return map(finding, checks(word))
 
 
 def finding(check: Check) -> Finding:
-    """How one check goes."""
+    """Run one check and return how it went."""
     try:
         check()
     except AssertionError as error:
@@ -107,14 +120,14 @@ def _plugins(word: str) -> list[tuple[str, Attack | Defense]]:
                 f"{word} defines no attack and no defense: a class of harness.types.Attack or Defense",
                 page="plugins",
             )
-        return [(each.__name__, _quick(f"{word}:{each.__name__}", _kind(each))) for each in own]
+        return [(each.__name__, quick(f"{word}:{each.__name__}", _kind(each))) for each in own]
     spec = parse(word)
     for kind in (registry.attacks, registry.defenses):
         try:
             kind.get(spec.name)
         except HarnessError:
             continue
-        plugin = _quick(word, kind)
+        plugin = quick(word, kind)
         right = Attack if kind is registry.attacks else Defense
         if isinstance(plugin, right):
             return [(spec.name.rpartition(":")[2], plugin)]
@@ -128,13 +141,12 @@ def _kind(plugin: type) -> registry.Registry:
     return registry.attacks if issubclass(plugin, Attack) else registry.defenses
 
 
-def _quick(word: str, kind: registry.Registry) -> Any:
-    """The plugin with small budgets, where it has such fields and they were not set."""
+def quick(word: str, kind: registry.Registry) -> Any:
+    """Build a plugin with small budgets, where it has such fields and they were not set."""
     spec = parse(word)
+    budgets = QUICK[Attack if kind is registry.attacks else Defense]
     known = fields(kind.get(spec.name)) if spec.inner is None else {}
-    small = {name: value for name, value in QUICK.items() if name in known}
-    if kind is not registry.attacks:
-        small = {}
+    small = {name: value for name, value in budgets.items() if name in known}
     return build(Spec(spec.name, {**small, **spec.parameters}, spec.inner), kind)
 
 

@@ -1,4 +1,4 @@
-"""The conformance kit, continued: what every defense promises."""
+"""Check what every defense promises: the conformance kit, continued."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DefenseCheck = Callable[[Defense, Batch], None]
 
 
 def behind(defense: Defense, batch: Batch) -> Defended:
-    """The defense in front of a linear classifier of ten classes."""
+    """Put the defense in front of a linear classifier of ten classes."""
     channels, height, width = batch.images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -45,12 +45,12 @@ def behind(defense: Defense, batch: Batch) -> Defended:
 
 
 def draws(batch: Batch, role: Role = Role.SCORE, **place: int) -> Draws:
-    """The draws of a batch at one place of a run."""
+    """Return the draws of a batch at one place of a run."""
     return Draws(0, batch.ids, role, **place)
 
 
 def pure(defense: Defense, batch: Batch) -> None:
-    """The forward pass is a function of images and draws, finite, with the channels declared."""
+    """Check that the forward pass is a function of images and draws, finite, with the channels declared."""
     defended, few = behind(defense, batch), batch[slice(0, 6)]
     before = few.images.clone()
     with untouched_random_state():
@@ -69,7 +69,7 @@ def pure(defense: Defense, batch: Batch) -> None:
 
 
 def same_in_any_batch(defense: Defense, batch: Batch) -> None:
-    """A sample looks the same whatever else is in its batch."""
+    """Check that a sample looks the same whatever else is in its batch."""
     defended, few = behind(defense, batch), batch[slice(0, 6)]
     whole = defended.transform(few.images, draws(few))
     part = few[torch.tensor([4, 1])]
@@ -86,7 +86,7 @@ def same_in_any_batch(defense: Defense, batch: Batch) -> None:
 
 
 def randomness_as_declared(defense: Defense, batch: Batch) -> None:
-    """`is_random` says whether other draws give another result; it can be held still."""
+    """Check that `is_random` says whether other draws change the result, and that it can be held still."""
     defended, few = behind(defense, batch), batch[slice(0, 4)]
     one = defended.transform(few.images, draws(few))
     for other in (draws(few, step=1), draws(few, draw=1), draws(few, Role.ATTACK)):
@@ -106,7 +106,7 @@ def randomness_as_declared(defense: Defense, batch: Batch) -> None:
 
 
 def gradient_where_declared(defense: Defense, batch: Batch) -> None:
-    """The declared backward pass gives every image a finite gradient that is not zero."""
+    """Check that the declared backward pass gives every image a finite gradient that is not zero."""
     defended, few = behind(defense, batch), batch[slice(0, 4)]
     pixels = few.images.clone().requires_grad_(True)
     defended.logits(pixels, draws(few)).square().sum().backward()  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ def gradient_where_declared(defense: Defense, batch: Batch) -> None:
 
 
 def backward_against_differences(defense: Defense, batch: Batch) -> None:
-    """The declared backward pass goes where finite differences go: closely, where it is exact."""
+    """Check that the declared backward pass goes where finite differences go: closely, where it is exact."""
     found = agreement(defense, batch)
     if defense.backward == "exact":
         require(
@@ -142,8 +142,8 @@ def backward_against_differences(defense: Defense, batch: Batch) -> None:
 
 
 def agreement(defense: Defense, batch: Batch, *, backward: Backward = "declared") -> float:
-    """Of slopes along a backward pass with central differences of the forward pass, 1 at best: the share of
-    variance explained by an exact pass, the correlation of a stand-in, whose size means nothing.
+    """Compare slopes along a backward pass with central differences of the forward pass; return 1 at best:
+    the share of variance explained by an exact pass, the correlation of a stand-in, whose size means nothing.
 
     Of 24 pairs of a smooth direction d and a read-out u: <u, J d> against <u, f(x + h d) - f(x - h d)>
     / 2h. An exact pass is asked about small steps; a stand-in about steps the size of an attack.
@@ -179,7 +179,7 @@ def agreement(defense: Defense, batch: Batch, *, backward: Backward = "declared"
 
 
 def _smooth(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random directions of entries in [-1, 1] that change slowly over the image."""
+    """Draw random directions of entries in [-1, 1] that change slowly over the image."""
     count, channels, height, width = images.shape
     coarse = torch.randn(count, channels, 4, 4, generator=generator)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
@@ -192,7 +192,7 @@ def _tiled(direction: Tensor, channels: int) -> Tensor:
 
 
 def trains(defense: Defense, batch: Batch) -> None:
-    """Training versions are drawn in the shape that the classifier sees."""
+    """Check that training versions are drawn in the shape that the classifier sees."""
     defended, few = behind(defense, batch), batch[slice(0, 3)]
     place = draws(few, Role.TRAIN)
     wanted = defended.transform(few.images, place).shape
@@ -206,7 +206,7 @@ def trains(defense: Defense, batch: Batch) -> None:
 
 
 def transform_holds_no_memory(defense: Defense, batch: Batch) -> None:
-    """No tensors pile up from one batch to the next, and no field changes."""
+    """Check that no tensors pile up from one batch to the next, and no field changes."""
     defended, few = behind(defense, batch), batch[slice(0, 2)]
     before = copy.deepcopy(vars(defense))
     require_steady(lambda: defended.transform(few.images, draws(few)))

@@ -15,7 +15,7 @@ Kind = Literal["attack", "defense"]
 
 
 def write(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
-    """Writes `NAME.py` and `test_NAME.py`; never over a file that is there.
+    """Write `NAME.py` and `test_NAME.py`; never over a file that is there.
 
     Raises:
         HarnessError: the name is no name, a file is there already, or the folder cannot be written.

@@ -86,15 +86,35 @@ class Report:
 
 
 def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
-    """Train `job.module` in place. Goes on from `state_path` where it exists.
+    """Train `job.module` in place, going on from `state_path` where it exists.
 
-    The report's seconds are those of all the runs that worked on it.
+    The generators of the process are as they were afterwards. The report's seconds are those of all the runs
+    that worked on it.
 
     Raises:
         Interrupted: after the state was saved.
         HarnessError: a loss that is not finite, with step, samples and a hint; memory that ran out.
         StoreError: the state cannot be saved.
     """
+    with torch.random.fork_rng(devices=_cuda(job.device)):
+        return _fit(job, reporter, stop)
+
+
+def _cuda(device: torch.device) -> list[int]:
+    """Return the index of the GPU whose generator training seeds, in a list; none for a CPU."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that a module may draw from, and no other device's."""
+    torch.default_generator.manual_seed(seed)
+    for index in _cuda(device):
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
+def _fit(job: Job, reporter: Reporter, stop: Stop) -> Report:
     plan, module, dataset = job.plan, job.module, job.dataset
     train = dataset.first(plan.limit)
     steps = -(-len(train) // plan.batch_size)
@@ -116,7 +136,7 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
                     group["lr"] = learning_rate(plan, epoch)
             chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
             batch = train.batch(chosen).to(job.device)
-            torch.manual_seed(combine(job.seed, Role.TRAIN, at.position))  # for dropout alone
+            _seed(combine(job.seed, Role.TRAIN, at.position), job.device)  # for dropout alone
             draws = Draws(job.seed, batch.ids, Role.TRAIN, at.position)
             try:
                 losses = job.loss(module, batch, draws)
@@ -157,27 +177,31 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
 
 
 def learning_rate(plan: TrainingPlan, epoch: int) -> float:
-    """Divided by 10 at each milestone."""
+    """Return the learning rate of an epoch (from 0): divided by 10 at each milestone."""
     passed = sum(epoch >= round(share * plan.epochs) for share in plan.milestones)
     return plan.learning_rate * 0.1**passed
 
 
 def inner_epsilon(plan: TrainingPlan, epoch: float) -> float:
-    """The inner attack's radius: it grows over the first `warmup` share of the epochs."""
+    """Return the inner attack's radius: it grows linearly over the first `warmup` share of the epochs.
+
+    Args:
+        epoch: from 0; a fraction within an epoch.
+    """
     if plan.warmup <= 0:
         return plan.epsilon
     return plan.epsilon * min(1.0, epoch / (plan.warmup * plan.epochs))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,)"""
+    """Return the (N,) cross-entropy of (N, K) logits, in float32."""
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def augment(images: Tensor, draws: Draws, kind: str) -> Tensor:
-    """Random crop after 4 pixels of zero padding, and for `crop-flip` a horizontal flip by half chance.
+    """Crop at random after 4 pixels of zero padding; for `crop-flip`, flip horizontally by half chance.
 
-    (N, C, H, W) -> the same shape; drawn for each sample with role AUGMENT.
+    (N, C, H, W) -> the same shape; each sample draws for itself, with role AUGMENT.
     """
     if kind == "none":
         return images
@@ -211,7 +235,7 @@ def _optimiser(plan: TrainingPlan, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def _state(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The optimiser's tensors, by parameter and name."""
+    """Yield the optimiser's tensors, named by parameter and kind."""
     for index, parameter in enumerate(optimiser.param_groups[0]["params"]):
         for name, value in optimiser.state[parameter].items():
             if isinstance(value, Tensor):
@@ -232,7 +256,7 @@ def _save(job: Job, optimiser: torch.optim.Optimizer, at: _Progress) -> None:
 
 
 def _restored(job: Job, optimiser: torch.optim.Optimizer) -> _Progress:
-    """What the state file says, taken over into module and optimiser; a beginning without one."""
+    """Take over what the state file says into module and optimiser; begin anew without one."""
     before = {name: value.clone() for name, value in job.module.state_dict().items()}
     try:
         return _restore(job, optimiser)

@@ -82,7 +82,12 @@ def test_a_budget_that_is_spent_leaves_things_untested(tmp_path: Path) -> None:
     result = harness(*words, *QUICK)
     assert result.exit_code == 0, result.output
     assert "Verdict: untested" in result.output
-    assert "harness" not in result.stderr.lower() or "stopped" not in result.stderr
+    assert not Store(tmp_path).names("records")
+    (name,) = Store(tmp_path).names("audits")
+    found = Store(tmp_path).read_json("audits", name, Audit)
+    assert found is not None
+    assert found.probes and all(probe.untested for probe in found.probes)
+    assert not any(tried.key for tried in found.tried)
 
 
 def test_budgets_are_read() -> None:

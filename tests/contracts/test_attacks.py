@@ -1,63 +1,68 @@
-"""Every registered attack keeps the same promises, against a deterministic and a randomised victim."""
+"""Every registered attack keeps the conformance kit's promises, before each of its victims."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
 
 import pytest
 
 from harness.conformance import attacks as checked
+from harness.conformance.check import quick
 from harness.registry import attacks
-from harness.spec import build, fields, parse
-from harness.targets.defended import Defended
 from harness.types import Attack
 
-QUICK = {
-    "steps": 3,
-    "samples": 8,
-    "queries": 12,
-    "max_iterations": 3,
-    "eot": 2,
-    "iterations": 3,
-    "binary_search_steps": 2,
-    "max_queries": 60,
-}
-"""Settings that make one attack of any kind a matter of a second."""
-
 INNER = {"transfer": "transfer(pgd)"}
+"""Attacks that wrap another, with one."""
 
-
-def quick(name: str) -> Attack:
-    spec = parse(INNER.get(name, name))
-    known = fields(attacks.get(name))
-    parameters = {key: value for key, value in QUICK.items() if key in known}
-    attack: Attack = build(dataclasses.replace(spec, parameters=parameters), attacks)
-    return attack
-
+EXEMPT: dict[tuple[str, str, str], str] = {
+    ("autoattack", "batch independent", "deterministic"): (
+        "pyautoattack draws for a whole batch from one generator, which is seeded by the batch"
+    ),
+    ("autoattack", "batch independent", "randomised"): (
+        "pyautoattack draws for a whole batch from one generator, which is seeded by the batch"
+    ),
+    ("boundary", "batch independent", "randomised"): (
+        "the toolbox walks image by image, and the victim's noise at a look is numbered by all looks "
+        "of the batch before it"
+    ),
+    ("hopskipjump", "batch independent", "randomised"): (
+        "the toolbox walks image by image, and the victim's noise at a look is numbered by all looks "
+        "of the batch before it"
+    ),
+}
+"""By attack, check and victim: why this promise is not kept. All others are. One that is kept after all is
+found, too: its line goes."""
 
 NAMES = attacks.names()
 
 
-@pytest.fixture(params=[False, True], ids=["deterministic", "randomised"])
-def defended(request: Any) -> Defended:
-    return checked.victim(randomised=request.param)
+def plugin(name: str) -> Attack:
+    attack: Attack = quick(INNER.get(name, name), attacks)
+    return attack
 
 
-CHECKS = ("ball, box and purity", "deterministic", "one image and none")
-
-
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("kind", ["deterministic", "randomised"])
+@pytest.mark.parametrize("check", checked.ATTACK_CHECKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_keeps_its_promises(name: str, check: str, defended: Defended) -> None:
+def test_keeps_its_promises(name: str, check: str, kind: str) -> None:
+    defended = checked.victim(randomised=kind == "randomised")
     batch = checked.some_images(defended)
-    checked.ATTACK_CHECKS[check](quick(name), defended, batch)
+    run = functools.partial(checked.ATTACK_CHECKS[check], plugin(name), defended, batch)
+    if (name, check, kind) in EXEMPT:
+        with pytest.raises(checked.Broken):
+            run()
+    else:
+        run()
+
+
+def test_exemptions_name_attacks_and_checks_that_there_are() -> None:
+    for name, check, _ in EXEMPT:
+        assert name in NAMES and check in checked.ATTACK_CHECKS, (name, check)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_has_a_summary_and_frozen_parameters(name: str) -> None:
-    entry = next(entry for entry in attacks if entry.name == name)
-    assert 10 < len(entry.summary) < 110 and entry.summary.endswith(".")
-    attack = quick(name)
+    checked.described(plugin(name))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        attack.steps = 1  # type: ignore[attr-defined]
+        plugin(name).steps = 1  # type: ignore[attr-defined]

@@ -1,36 +1,29 @@
-"""Every registered defense keeps the same promises: the conformance kit's."""
+"""Every registered defense keeps the conformance kit's promises."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 
 from harness.conformance.attacks import described
+from harness.conformance.check import quick
 from harness.conformance.defenses import DEFENSE_CHECKS
 from harness.registry import defenses
-from harness.spec import build, fields, parse
 from harness.types import Batch, Defense
-
-QUICK = {"filters": 4, "layers": 1, "hidden": 8, "blocks": 1, "levels": 4}
-"""Settings that make a defense of any kind a matter of a second."""
 
 NAMES = defenses.names()
 
 
-def quick(name: str) -> Defense:
-    known = fields(defenses.get(name))
-    parameters = {key: value for key, value in QUICK.items() if key in known}
-    defense: Defense = build(dataclasses.replace(parse(name), parameters=parameters), defenses)
+def plugin(name: str) -> Defense:
+    defense: Defense = quick(name, defenses)
     return defense
 
 
 @pytest.mark.parametrize("check", DEFENSE_CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_its_promises(name: str, check: str, digits_batch: Batch) -> None:
-    DEFENSE_CHECKS[check](quick(name), digits_batch)
+    DEFENSE_CHECKS[check](plugin(name), digits_batch)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_is_described(name: str) -> None:
-    described(quick(name))
+    described(plugin(name))

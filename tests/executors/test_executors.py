@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ def contents(folder: Path) -> dict[str, bytes]:
         made = {key: value for key, value in record.made.items() if key != "commit"}
         found[name] = store.render_json(dataclasses.replace(record, made=made))
     return found
+
+
+PATIENCE = 120.0
+"""Seconds after which a process that should have ended, or begun, is a failure."""
+
+
+def patience() -> Iterator[None]:
+    """Yield every hundredth of a second; fail where nobody leaves the loop."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.01)
+    pytest.fail(f"nothing happened within {PATIENCE:g} seconds")
+
+
+@contextlib.contextmanager
+def ended(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill what is left of some processes at the end, however the test goes."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def start_worker(folder: Path, reference: Path, index: int = 1) -> subprocess.Popen[bytes]:
@@ -74,16 +99,21 @@ def test_two_processes_share_a_matrix_and_a_killed_one_is_replaced(
     folder = tmp_path / "store"
     workers = [start_worker(folder, reference, index) for index in (0, 1)]
     ids = {worker.pid: worker for worker in workers}
-    victim = None
-    while victim is None:  # hangs where no worker ever holds anything
-        holders = [each.owner.process for each in Leases(folder / "leases").holdings()]
-        victim = next((ids.pop(process) for process in holders if process in ids), None)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    (other,) = ids.values()
-    done = ask(arguments=[*matrix, "--results", str(folder)], log=tmp_path / "log")
-    assert done["status"] == 0, (tmp_path / "log").read_text()
-    assert other.wait() == 0
+    with ended(*workers):
+        victim = None
+        for _ in patience():
+            holders = [each.owner.process for each in Leases(folder / "leases").holdings()]
+            victim = next((ids.pop(process) for process in holders if process in ids), None)
+            if victim is not None:
+                break
+            assert any(worker.poll() is None for worker in workers), "both ended without a lease"
+        assert victim is not None
+        victim.send_signal(signal.SIGKILL)
+        assert victim.wait(PATIENCE) == -signal.SIGKILL
+        (other,) = ids.values()
+        done = ask(arguments=[*matrix, "--results", str(folder)], log=tmp_path / "log")
+        assert done["status"] == 0, (tmp_path / "log").read_text()
+        assert other.wait(PATIENCE) == 0
     assert contents(folder) == contents(reference)
     assert not list(folder.glob("leases/*"))
 
@@ -103,10 +133,13 @@ def test_a_run_with_two_workers_gives_the_bytes_of_one(
 def test_a_worker_stops_when_it_is_told_to(reference: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     worker = start_worker(folder, reference)
-    while not (folder / "leases").exists() and worker.poll() is None:
-        time.sleep(0.01)
-    worker.terminate()
-    assert worker.wait() == 130
+    with ended(worker):
+        for _ in patience():
+            if (folder / "leases").exists():
+                break
+            assert worker.poll() is None, "it ended before it was told to"
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 130
     assert not list(folder.glob("leases/*"))
 
 

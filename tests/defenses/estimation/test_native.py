@@ -21,9 +21,11 @@ from harness.defenses.estimation.solver import descend
 
 @pytest.fixture(autouse=True, scope="module")
 def path() -> None:
-    """In place of the directory's: these tests are about one path."""
-    if native.library() is None:
-        pytest.skip("no C++ compiler here")
+    """Stand in for the directory's fixture: each test here says which path it is about."""
+
+
+compiled = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+"""Marks what is about the lanes alone. Company, threads and the lack of a compiler are tried without them."""
 
 
 def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -65,6 +67,7 @@ def hard(side: int) -> Tensor:
     )
 
 
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 17, 28, 32, 63])
 def test_eigenvalues_and_vectors(side: int, dtype: torch.dtype) -> None:
@@ -83,6 +86,7 @@ def test_eigenvalues_and_vectors(side: int, dtype: torch.dtype) -> None:
     assert ((vectors.mT @ vectors - identity).abs() <= near).all()
 
 
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 5), (8, 8), (17, 40), (28, 28), (33, 64)])
 def test_steps_are_those_of_torch(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -156,12 +160,14 @@ def test_without_a_compiler(changed: dict[str, str], says: str, tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("slower path") == bool(says) and says in done.stderr
     assert not list(tmp_path.rglob("*.so"))
 
 
+@compiled
 def test_it_is_built_once_and_into_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

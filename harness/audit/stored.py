@@ -1,0 +1,149 @@
+"""The attacked batches of a record as they lie on disk, read apart from the code that wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.results.records import Record
+from harness.storage import store
+from harness.storage.store import Store
+from harness.types import Dataset
+
+_COUNTS = ("forwards", "backwards", "dead_gradients", "first_fooled")
+END = -1
+"""The step under which a batch stores the trace of the images that the attack returned."""
+
+
+class MissingEvidence(Exception):
+    """Raised where the evidence is not there; nothing is said against the record."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredImages:
+    """All attacked images of a record, in the dataset's order, and what was seen while they were made."""
+
+    images: Tensor
+    """(N, C, H, W) float32."""
+    batches: tuple[Tensor, ...]
+    """Positions of each batch, int64. Scores are repeated in the same batches."""
+    forwards: Tensor
+    backwards: Tensor
+    dead_gradients: Tensor
+    first_fooled: Tensor
+    """(N,) int64 each; `first_fooled` is -1 where no query was fooled."""
+    trace: dict[int, Tensor]
+    """By step: (draws, N) bool; `END` for the images that were returned."""
+    changed: bool
+    """Whether the victim's state differed after any batch."""
+
+
+def generation_key(record: Record) -> str:
+    """Return the key of a record's attacked images, from what it says was run."""
+    return record.resolved.generation_key
+
+
+def read(opened: Store, key: str, test: Dataset) -> StoredImages:
+    """Read all attacked images under a generation key.
+
+    Raises:
+        MissingEvidence: some are not there.
+        DamagedFile: a file is damaged, or holds no batch of these images.
+    """
+    count = len(test)
+    images = torch.zeros(count, *test.shape)
+    counts = {name: torch.zeros(count, dtype=torch.int64) for name in _COUNTS}
+    done = torch.zeros(count, dtype=torch.bool)
+    batches: list[Tensor] = []
+    traces: list[dict[int, Tensor]] = []
+    changed = False
+    for path in store.files(opened.progress_folder(key), ".safetensors"):
+        tensors, metadata = store.read_tensors(path)
+        _check(path, tensors, metadata, test)
+        positions = tensors["positions"]
+        if bool(done[positions].any()):
+            continue  # of a run with another batch size
+        done[positions] = True
+        images[positions] = tensors["images"]
+        for name in _COUNTS:
+            counts[name][positions] = tensors[f"evidence.{name}"].to(torch.int64)
+        batches.append(positions)
+        traces.append(_trace(tensors))
+        changed |= metadata["changed"] != "0"
+    if not bool(done.all()):
+        raise MissingEvidence(f"{int((~done).sum())} of {count} attacked images are not there")
+    return StoredImages(
+        images=images,
+        batches=tuple(batches),
+        trace=_joined(traces, batches, count),
+        changed=changed,
+        **counts,
+    )
+
+
+def impossible(found: StoredImages, access: str) -> list[str]:
+    """Name what no view can have counted: evidence that was edited without care."""
+    problems = []
+    if bool((found.dead_gradients > found.backwards).any()):
+        problems.append("the stored batches count more dead gradients than gradients")
+    if bool((found.first_fooled > found.forwards).any() or (found.first_fooled < -1).any()):
+        problems.append("the stored batches were fooled at a query that was never made")
+    if any(bool((getattr(found, name) < 0).any()) for name in _COUNTS[:3]):
+        problems.append("the stored batches hold negative counts")
+    if access != "gradients" and bool((found.backwards > 0).any()):
+        problems.append(f"the stored batches count gradients under access to {access}")
+    return problems
+
+
+def _check(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], test: Dataset) -> None:
+    """Raise DamagedFile where a file is no batch of attacked images of this dataset."""
+    wanted = {"positions", "images", *(f"evidence.{name}" for name in _COUNTS)}
+    if missing := sorted(wanted - tensors.keys()):
+        raise store.damaged(path, f"it lacks {', '.join(missing)}")
+    if metadata.get("generation") != path.parent.name:
+        raise store.damaged(path, "it is a batch of another attack")
+    if metadata.get("changed") not in ("0", "1"):
+        raise store.damaged(path, "it does not say whether the victim was changed")
+    positions = tensors["positions"]
+    count = len(positions)
+    if positions.dtype != torch.int64 or positions.ndim != 1 or not count:
+        raise store.damaged(path, "its positions are no list of integers")
+    inside = int(positions.min()) >= 0 and int(positions.max()) < len(test)
+    if not inside or len(set(positions.tolist())) != count:
+        raise store.damaged(path, "its positions are not those of the test images")
+    images = tensors["images"]
+    if images.dtype != torch.float32 or tuple(images.shape) != (count, *test.shape):
+        raise store.damaged(path, f"its images are {images.dtype}, {tuple(images.shape)}")
+    if any(tensors[f"evidence.{name}"].shape != (count,) for name in _COUNTS):
+        raise store.damaged(path, "its evidence does not fit its images")
+    try:
+        rows = _trace(tensors).values()
+    except ValueError as error:
+        raise store.damaged(path, error) from error
+    if any(row.ndim != 2 or row.shape[1] != count for row in rows):
+        raise store.damaged(path, "its trace does not fit its images")
+
+
+def _trace(tensors: dict[str, Tensor]) -> dict[int, Tensor]:
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith("trace."):
+            found[int(name.removeprefix("trace."))] = value.bool()
+    return found
+
+
+def _joined(
+    traces: list[dict[int, Tensor]], batches: list[Tensor], count: int
+) -> dict[int, Tensor]:
+    """Join the traces of all batches; steps that not every batch has are no trace of the cell."""
+    steps = set.intersection(*(set(each) for each in traces)) if traces else set()
+    joined = {}
+    for step in sorted(steps):
+        row = torch.zeros(len(traces[0][step]), count, dtype=torch.bool)
+        for each, positions in zip(traces, batches, strict=True):
+            row[:, positions] = each[step]
+        joined[step] = row
+    return joined
