@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import OpaqueDraws
-from harness.registry import defenses
+from harness.registry import defenses, imported, nearest
 from harness.types import Defense, HarnessError, Randomness
 
 SMOOTHING = "art:SpatialSmoothing is the same transformation"
@@ -68,14 +66,12 @@ Parameters = tuple[tuple[str, Any], ...]
 
 
 def toolbox() -> Any:
-    """The toolbox's module of preprocessors."""
-    try:
-        return importlib.import_module("art.defences.preprocessor")
-    except ImportError as error:
-        raise HarnessError(
-            f"art:... needs the adversarial-robustness-toolbox, which does not import ({error}): "
-            "pip install adversarial-robustness-toolbox"
-        ) from error
+    """Import the toolbox's module of preprocessors.
+
+    Raises:
+        HarnessError: the toolbox is not installed.
+    """
+    return imported("art.defences.preprocessor", "adversarial-robustness-toolbox")
 
 
 def find(name: str) -> Any:
@@ -95,10 +91,7 @@ def find(name: str) -> Any:
     }
     if name not in known:
         offers = [key for key in known if key not in REFUSED]
-        near = difflib.get_close_matches(name, offers, n=3, cutoff=0.4)
-        hint = (
-            f"did you mean art:{' or art:'.join(near)}?" if near else f"it has {', '.join(offers)}"
-        )
+        hint = nearest(name, offers, prefix="art:")
         raise HarnessError(f"the toolbox has no input transformation {name!r}: {hint}")
     return known[name]
 
@@ -276,7 +269,9 @@ def _images(pixels: Any, like: Tensor) -> Tensor:
 
 def kind_of(name: str, art: Any) -> type[ArtPreprocessor]:
     """The class of defense that a class of the toolbox makes."""
-    torch_base = importlib.import_module("art.defences.preprocessor.preprocessor")
+    torch_base = imported(
+        "art.defences.preprocessor.preprocessor", "adversarial-robustness-toolbox"
+    )
     in_torch = issubclass(art, torch_base.PreprocessorPyTorch)
     if name not in DETERMINISTIC:
         return RandomTorchArtPreprocessor if in_torch else RandomArtPreprocessor
@@ -308,9 +303,7 @@ class Factory:
         own = [key for key in self.parameters if key not in ("estimates", "randomness")]
         for key in parameters:
             if key not in own:
-                near = difflib.get_close_matches(key, own, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(own) or 'none'}"
-                raise HarnessError(f"art:{self.name} has no parameter {key!r}: {hint}")
+                raise HarnessError(f"art:{self.name} has no parameter {key!r}: {nearest(key, own)}")
         for key in self.required:
             if key not in parameters:
                 raise HarnessError(f"art:{self.name} needs {key}: -D {key}=...")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from harness.registry import Registry
+from harness.registry import Registry, nearest
 from harness.types import HarnessError, Page, Spec, number
 
 _PAGES: Mapping[str, Page] = {"attack": "attacks", "defense": "defenses"}
@@ -140,10 +139,8 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
             if accepts_any(make):
                 parameters[key] = value
                 continue
-            near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
             raise HarnessError(
-                f"{registry.kind} {spec.name} has no parameter {key!r}: {hint}",
+                f"{registry.kind} {spec.name} has no parameter {key!r}: {nearest(key, known)}",
                 page=_PAGES.get(registry.kind, "plugins"),
             )
         parameters[key] = convert(key, value, known[key], f"{registry.kind} {spec.name}")
@@ -153,7 +150,8 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
         parameters["inner"] = build(spec.inner, registry)
     elif "inner" in known and "inner" not in parameters and "inner" in _required(make):
         raise HarnessError(
-            f"{registry.kind} {spec.name} needs another inside: {spec.name}(pgd), for example"
+            f"{registry.kind} {spec.name} needs another inside: {spec.name}({registry.default}), "
+            "for example"
         )
     try:
         return make(**context, **parameters)

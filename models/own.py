@@ -7,7 +7,6 @@ Such a model is never trained here; what it was given is hashed, so that a recor
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.metadata
 import inspect
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.normalise import Moments, normalised
-from harness.registry import models
+from harness.registry import models, nearest
 from harness.types import HarnessError, number
 
 PRETRAINED = "pretrained"
@@ -144,10 +143,8 @@ def _timm(
     except ImportError:
         raise HarnessError("timm is not installed: `pip install timm` brings it") from None
     if not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise HarnessError(
-            f"timm has no model {name!r}: did you mean {' or '.join(near) or '...'}?"
-        )
+        hint = nearest(name, timm.list_models(), otherwise="timm.list_models() shows all")
+        raise HarnessError(f"timm has no model {name!r}: {hint}")
     chosen = dict(options)
     if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
         chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}

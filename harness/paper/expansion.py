@@ -14,8 +14,8 @@ from harness.cells import defaults
 from harness.cells.cells import Cell, Target
 from harness.paper import claims, protocol
 from harness.paper.claims import Claim
-from harness.paper.decoding import nearest
 from harness.paper.protocol import Column, Profile, Protocol, Row, Rule, Settings
+from harness.registry import nearest
 from harness.spec import parse
 from harness.types import HarnessError, Spec, ThreatModel
 

@@ -1,7 +1,7 @@
 """What the bridges to foolbox, torchattacks and the toolbox share.
 
-A library's attack is a guest: it sees the victim through `guest.Guarded`, draws its random numbers from a
-state that is seeded for it and put back after it, and its images go through `guest.settle` before the
+A library's attack is a guest: it sees the victim through `guarded.Guarded`, draws its random numbers from a
+state that is seeded for it and put back after it, and its images go through `guarded.settle` before the
 judge sees them. What is known of each attack stands in a `Sheet`, so that listing them imports no library.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
-import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -19,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.attacks.guest import Guarded, in_box, seeded, settle
-from harness.attacks.library_parameters import convert
+from harness.attacks.libraries.guarded import Guarded, in_box, seeded, settle
+from harness.attacks.libraries.parameters import convert
 from harness.random import Draws
+from harness.registry import nearest
 from harness.types import (
     Access,
     Attack,
@@ -162,22 +161,6 @@ def step_length(epsilon: float, steps: int) -> float:
     return min(2.5 * least, max(epsilon / 4, least))
 
 
-def imported(module: str, package: str) -> Any:
-    """The module of an optional library.
-
-    Raises:
-        HarnessError: it is not installed (with the line that installs it).
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise HarnessError(
-            f"{package} does not import ({error}): `pip install {package}` brings it"
-        ) from error
-
-
 def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
     """The sheet of a name.
 
@@ -186,11 +169,9 @@ def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
     """
     if name in sheets:
         return sheets[name]
-    folded = {known.lower(): known for known in sheets}
-    near = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.4)
-    near += [key for key in folded if name.lower() in key and key not in near][: 3 - len(near)]
-    names = " or ".join(f"{library}:{folded[key]}" for key in near)
-    hint = f"did you mean {names}?" if near else "`harness list attacks --all` shows all"
+    hint = nearest(
+        name, sheets, prefix=f"{library}:", otherwise="`harness list attacks --all` shows all"
+    )
     raise HarnessError(f"{library} has no attack {name!r} here: {hint}")
 
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.attacks.guest import Guarded, in_box, seed_of, seeded, settle
-from harness.attacks.library import BOTH, imported
+from harness.attacks.libraries.guarded import Guarded, in_box, seed_of, seeded, settle
+from harness.attacks.libraries.library_attack import BOTH
 from harness.random import Draws
-from harness.registry import attacks
+from harness.registry import attacks, imported
 from harness.types import Attack, Batch, HarnessError, Perturbed, ThreatModel, Victim
 
 _NORMS = {"linf": "Linf", "l2": "L2"}

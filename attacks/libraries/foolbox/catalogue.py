@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.attacks.library import BOTH, Sheet, refused
+from harness.attacks.libraries.library_attack import BOTH, Sheet, refused
 
 _L1 = "it bounds the L1 norm, the harness has linf and l2"
 _SIGNED = (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from harness.registry import nearest
 from harness.types import HarnessError
 
 
@@ -40,10 +40,7 @@ def convert(
         if name in known and name in supplied:
             raise HarnessError(f"{attack}: {name} comes from {supplied[name]}, not from -A {name}=")
         if name not in open_to_user:
-            near = difflib.get_close_matches(name, open_to_user, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else ""
-            hint = hint or f"it has {', '.join(open_to_user) or 'none'}"
-            raise HarnessError(f"{attack} has no parameter {name!r}: {hint}")
+            raise HarnessError(f"{attack} has no parameter {name!r}: {nearest(name, open_to_user)}")
         converted[name] = _converted(attack, known[name], value)
     for name, parameter in known.items():
         if name not in converted and name not in supplied and parameter.default is parameter.empty:
