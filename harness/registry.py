@@ -169,16 +169,27 @@ class Registry:
         """Return the names that mean a plugin and a training together."""
         return {name: Alias(**row) for name, row in self._names.get("aliases", {}).items()}
 
+    def meant(self, name: str) -> tuple[str, Training | None]:
+        """Return the plugin that a name means, and the training that an alias asks for (else None)."""
+        alias = self.aliases.get(name)
+        return (alias.plugin, alias.training) if alias else (name, None)
+
+    def alias_of(self, plugin: str, training: str) -> str | None:
+        """Return the alias of a plugin together with a training; None where there is none."""
+        known = self.aliases.items()
+        return next((n for n, a in known if (a.plugin, a.training) == (plugin, training)), None)
+
     def bridges(self) -> dict[str, Callable[[str], Callable[..., Any]]]:
         """Return what answers names of the form `prefix:rest`, by prefix."""
         self._find()
         return dict(sorted(self._bridges.items()))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """What makes the plugin `name`.
+        """Return what makes the plugin `name`.
 
         Raises:
-            HarnessError: no such plugin (with the nearest names), or a file that does not load.
+            HarnessError: no such plugin (with the nearest names), an alias, which asks for a training
+                too, or a file that does not load.
         """
         self._find()
         if name in self._entries:
@@ -189,7 +200,13 @@ class Registry:
             return made
         if rest and prefix.endswith(".py"):
             return self._from_file(Path(prefix), rest)
-        hint = nearest(name, self._entries)
+        plugin, training = self.meant(name)
+        if training is not None:
+            raise HarnessError(
+                f"{name} is the {self.kind} {plugin} with {training} training: name both here",
+                page="defenses",
+            )
+        hint = nearest(name, [*self._entries, *self.aliases])
         raise HarnessError(
             f"no {self.kind} is called {name!r}: {hint}; `harness list {self.kind}s` shows all; "
             f"one of your own is {name if name.endswith('.py') else 'path/to/file.py'}:Class",

@@ -23,7 +23,7 @@ from harness.results.records import Record
 from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.progress import duration
-from harness.targets import objects, own_models
+from harness.targets import own_models
 from harness.targets.defended import Defended
 from harness.targets.source import TargetSource
 from harness.targets.training import Interrupted
@@ -198,7 +198,7 @@ class Battery:
             epsilon=entry.threat.epsilon,
             scaled=entry.scaled,
         )
-        if own_models.is_given(target.model) and objects.needs_another_model(entry.attack):
+        if own_models.is_given(target.model) and suites.needs_another_model(entry.attack):
             needs = "it needs an independently trained copy of the model"
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
@@ -328,13 +328,9 @@ class Battery:
         """The same weights with their randomness fixed: what falls then is held up by noise alone."""
         spec = self.target.defense
         held = dataclasses.replace(spec, parameters={**spec.parameters, "randomness": "fixed"})
-        entry = Entry(
-            name="randomness fixed",
-            why="the same weights with one mask for all images: what the randomness is worth",
-            attack=Spec("bpda", {"steps": "100", "keep": "best"}),
-            threat=self.threat,
-        )
-        self._attack(entry, dataclasses.replace(self.target, defense=held), size, pace)
+        target = dataclasses.replace(self.target, defense=held)
+        for entry in suites.expand("held", self.workshop.defense(target), self.threat):
+            self._attack(entry, target, size, pace)
 
     # --- what came of it ----------------------------------------------------------------------
 

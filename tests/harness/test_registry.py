@@ -49,7 +49,9 @@ def test_plugins_are_found_in_packages_at_any_depth(
     deep.mkdir(parents=True)
     for folder in (deep, deep.parent, deep.parent.parent):
         (folder / "__init__.py").touch()
-    (deep / "plugin.py").write_text("from zoo_of_attacks import kind\nkind.register('deep')(dict)\n")
+    (deep / "plugin.py").write_text(
+        "from zoo_of_attacks import kind\nkind.register('deep')(dict)\n"
+    )
     (tmp_path / "zoo_of_attacks" / "__init__.py").write_text(
         "from harness.registry import Registry\nkind = Registry('attack', 'zoo_of_attacks', 'none')\n"
     )
@@ -81,7 +83,7 @@ def test_an_alias_is_known_before_a_plugin_is_imported() -> None:
         "import sys\nfrom harness.registry import attacks, defenses\n"
         "alias = defenses.aliases['madry']\n"
         "assert (alias.plugin, alias.training) == ('vanilla', 'adversarial')\n"
-        "assert (defenses.default, attacks.default) == ('vanilla', 'pgd')\n"
+        "assert (defenses.default, attacks.default) == ('vanilla', 'bpda')\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
