@@ -11,7 +11,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.defenses.estimation import (
+    Estimate,
+    approximate_rank,
+    nuclear_norm,
+    reconstruct,
+    soft_impute,
+    usvt,
+)
 from harness.random import OpaqueDraws
 from harness.registry import defenses, estimators
 from harness.types import Defense, HarnessError
@@ -66,6 +73,11 @@ class MENet(Defense):
     @property
     def is_random(self) -> bool:
         return super().is_random and self.p_low < 1
+
+    @staticmethod
+    def approximate_rank(images: Tensor) -> Tensor:
+        """Return (N,) the fewest singular values that hold 90 % of each image's energy (Figure 1)."""
+        return approximate_rank(images)
 
     def keep_probability(self, k: int) -> float:
         """p_k of training mask k, counted from 0."""

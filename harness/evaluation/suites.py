@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness.registry import defenses
+from harness.registry import attacks, defenses
 from harness.spec import build, parse
 from harness.types import Attack, Defense, HarnessError, Spec, ThreatModel
 
@@ -84,7 +84,7 @@ def expand(
 
 def needs_another_model(spec: Spec) -> bool:
     """Tell whether an attack makes its images on a second, independently trained copy."""
-    attack: Attack = build(spec, registry.attacks)
+    attack: Attack = build(spec, attacks)
     return attack.source is not None and attack.source.defense is None
 
 

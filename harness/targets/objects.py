@@ -21,7 +21,7 @@ _objects: dict[str, Attack | Defense] = {}
 
 
 def specification(plugin: Attack | Defense) -> Spec:
-    """Return the spec that builds an equal plugin; one that no registry knows is kept under `object:Class`."""
+    """Return a spec that builds an equal plugin; one that no registry knows is kept as `object:Class`."""
     kind = registry.attacks if isinstance(plugin, Attack) else registry.defenses
     changed = _changed(plugin)
     for entry in kind:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.features import last_linear, penultimate
 from harness.models.normalise import Normalise
 from harness.registry import models
+from harness.targets.features import last_linear, penultimate
 from harness.types import HarnessError
 
 torch.set_num_threads(1)

@@ -107,7 +107,7 @@ def test_approximate_rank_is_that_of_its_singular_values() -> None:
     from harness.datasets.data import load
 
     dataset = load("digits", "test").first(20)
-    found = images.ranks(dataset, 20, Silent())
+    found = images.ranks(dataset, 20, Silent(), images.ranking("menet-usvt"))
     energy = np.linalg.svd(dataset.batch(slice(0, 20)).images[:, 0].double().numpy())[1] ** 2
     share = energy.cumsum(1) / energy.sum(1, keepdims=True)
     wanted = (share < 0.9).sum(1) + 1
