@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from harness import registry
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ("attacks", "defenses", "models")
@@ -162,6 +165,52 @@ def test_only_the_registry_imports_by_string() -> None:
             called = node.func if isinstance(node, ast.Call) else None
             name = getattr(called, "attr", getattr(called, "id", ""))
             assert name not in ("import_module", "__import__"), f"{path} imports by string"
+
+
+WORDS = {
+    "clean": "accuracy without an attack",
+    "transfer": "a word of the paper's claims",
+    "boundary": "a word of the paper's claims",
+    "spsa": "a word of the paper's claims",
+    "foolbox": "the library, whose version a record states",
+    "torchattacks": "the library, whose version a record states",
+}
+"""Names of plugins that the engine may quote, since they mean something else there."""
+
+
+def plugin_names() -> set[str]:
+    found: set[str] = set()
+    for kind in (registry.attacks, registry.defenses, registry.models):
+        found |= {*kind.names(), *kind.bridges(), *kind.aliases}
+    return found
+
+
+def quoted(path: Path) -> set[str]:
+    """The texts of a file, without docstrings; of a text such as `pgd(steps=3)` the names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and id(node) not in described else None
+        if isinstance(text, str):
+            found |= {text, *re.findall(r"([\w-]+)\(", text), *re.findall(r"=([\w-]+)\)", text)}
+    return found
+
+
+def test_the_engine_names_no_plugin() -> None:
+    names = plugin_names() - WORDS.keys()
+    assert {"pgd", "vanilla", "madry", "timm"} <= names
+    for path in files("harness"):
+        if path.relative_to(ROOT).parts[1] not in PLUGINS:
+            named = quoted(path) & names
+            assert not named, f"{path} names {named}: give the plugin a field or a hook"
+
+
+def test_a_quoted_plugin_is_found(tmp_path: Path) -> None:
+    (tmp_path / "room.py").write_text('"""pgd"""\nx = f"run pgd(steps={3})"\ny = "vanilla"\n')
+    assert {"pgd", "vanilla"} <= quoted(tmp_path / "room.py")
+    (tmp_path / "room.py").write_text('"""pgd"""\nx = "the pgd attack"\n')
+    assert "pgd" not in quoted(tmp_path / "room.py")
 
 
 def test_modules_of_a_room_import_each_other_in_no_circle() -> None:
