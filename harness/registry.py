@@ -98,7 +98,7 @@ class Registry:
         self._found = False
 
     def register(self, name: str, **preset: Any) -> Callable[[Any], Any]:
-        """Decorator: register a class or function under `name`, optionally with preset parameters."""
+        """Register a class or function under `name`, optionally with preset parameters (a decorator)."""
 
         def decorate(make: Any) -> Any:
             self._add(name, make, preset, origin=make.__module__)
@@ -107,7 +107,7 @@ class Registry:
         return decorate
 
     def bridge(self, prefix: str) -> Callable[[Any], Any]:
-        """Decorator: `make(rest)` answers every name of the form `prefix:rest`."""
+        """Register `make(rest)` for every name of the form `prefix:rest` (a decorator)."""
 
         def decorate(make: Any) -> Any:
             self._bridges[prefix] = make
@@ -231,7 +231,7 @@ class Registry:
 
 
 class Preset:
-    """A factory with some parameters set; explicit ones win."""
+    """Make a plugin with some parameters set; explicit ones win."""
 
     def __init__(self, make: Callable[..., Any], preset: dict[str, Any]) -> None:
         self.make = make
@@ -252,7 +252,7 @@ class _Broken:
 
 
 def load_file(path: Path) -> Any:
-    """The module in a Python file that the user named. Runs the file: it is the user's own code."""
+    """Return the module in a Python file that the user named. The file is run: it is the user's own code."""
     if not path.is_file():
         raise HarnessError(
             f"no file {path}: a plugin of your own is path/to/file.py:Class", page="plugins"

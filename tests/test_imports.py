@@ -252,6 +252,17 @@ def test_help_imports_no_torch(words: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 
 
+def test_a_table_of_records_needs_no_torch() -> None:
+    """Records name their defense as the registry's aliases do: no plugin is imported for it."""
+    code = (
+        "import sys\nfrom harness.cli import main\n"
+        f"main(['table', '--results', {str(ROOT / 'results' / 'laptop')!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+    assert b"madry" in done.stdout
+
+
 def test_a_table_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     code = (

@@ -100,7 +100,7 @@ def _highest_loss(ensemble: Any, found: Tensor, images: Tensor, labels: Tensor) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps pyautoattack's advice off the screen, and puts back the trace function that its check for
+    """Keep pyautoattack's advice off the screen, and put back the trace function that its check for
     dynamic defenses removes (which would end a debugger or a coverage measurement)."""
     logger = logging.getLogger("auto-attack")
     level, trace = logger.level, sys.gettrace()

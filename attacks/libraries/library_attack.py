@@ -1,4 +1,4 @@
-"""What the bridges to foolbox, torchattacks and the toolbox share.
+"""Hold what the bridges to foolbox, torchattacks and the toolbox share.
 
 A library's attack is a guest: it sees the victim through `guarded.Guarded`, draws its random numbers from a
 state that is seeded for it and put back after it, and its images go through `guarded.settle` before the
@@ -37,7 +37,7 @@ BOTH: tuple[Norm, ...] = ("linf", "l2")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """What is known of one library attack before the library is imported."""
+    """Describe what is known of one library attack before the library is imported."""
 
     summary: str
     access: Access = "gradients"
@@ -59,13 +59,13 @@ class Sheet:
 
 
 def refused(summary: str, reason: str) -> Sheet:
-    """The sheet of an attack that cannot serve."""
+    """Describe an attack that cannot serve."""
     return Sheet(summary=summary, refusal=reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LibraryAttack(Attack):
-    """One attack of a library. Abstract: each bridge says how its library is called."""
+    """Run one attack of a library. Abstract: each bridge says how its library is called."""
 
     library: ClassVar[str]
     sheets: ClassVar[Mapping[str, Sheet]]
@@ -99,18 +99,18 @@ class LibraryAttack(Attack):
 
     @abc.abstractmethod
     def signature(self) -> Mapping[str, inspect.Parameter]:
-        """The constructor's parameters; imports the library."""
+        """Return the constructor's parameters; import the library."""
 
     @abc.abstractmethod
     def supplied(self) -> Mapping[str, str]:
-        """Parameters that the harness passes and the user may not, with where they come from."""
+        """Return the parameters that the harness passes and the user may not, with where they come from."""
 
     @abc.abstractmethod
     def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
-        """The library's images (N, C, H, W), from images in [0, 1] exactly."""
+        """Return the library's images (N, C, H, W), from images in [0, 1] exactly."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Refuse a victim or a ball that this attack cannot serve."""
         if threat.norm not in self.norms:
             raise HarnessError(
                 f"{self.library}:{self.name} does not serve norm {threat.norm}: "
@@ -142,7 +142,7 @@ class LibraryAttack(Attack):
         return Perturbed(settle(images, batch, threat, bounded=self.bounded))
 
     def guard(self, victim: Victim, batch: Batch, draws: Draws) -> Guarded:
-        """The victim with the access of this attack."""
+        """Return the victim with the access of this attack."""
         return Guarded(
             victim.module(batch, draws),
             batch.ids,
@@ -153,7 +153,7 @@ class LibraryAttack(Attack):
 
 
 def step_length(epsilon: float, steps: int) -> float:
-    """2.5 epsilon / steps, at most epsilon / 4, at least epsilon / steps: the rule of the native attacks.
+    """Return 2.5 epsilon / steps, at most epsilon / 4, at least epsilon / steps, as native attacks do.
 
     The libraries' fixed step sizes (2/255) are lost in a ball of 0.3 and leap out of one of 1/255.
     """
@@ -162,7 +162,7 @@ def step_length(epsilon: float, steps: int) -> float:
 
 
 def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
-    """The sheet of a name.
+    """Return the sheet of a name.
 
     Raises:
         HarnessError: no such attack (with the nearest names).
@@ -176,7 +176,7 @@ def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
 
 
 def listing(library: str, sheets: Mapping[str, Sheet]) -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of every attack of a library; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack of a library; import nothing."""
     return [
         (f"{library}:{name}", sheet.summary, sheet.refusal or None)
         for name, sheet in sorted(sheets.items())

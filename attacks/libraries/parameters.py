@@ -1,4 +1,4 @@
-"""Parameters of library attacks: text from the command line into what their constructors want."""
+"""Turn text from the command line into the parameters that the constructors of libraries want."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.types import HarnessError
 
 
 def constructor(make: Callable[..., Any], leave: Sequence[str]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor, without those in `leave`."""
+    """Return the named parameters of a constructor, without those in `leave`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(make).parameters.values()
     return {
@@ -29,7 +29,7 @@ def convert(
     known: Mapping[str, inspect.Parameter],
     supplied: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The given parameters (values, or text from `-A key=value`) in the types that the constructor wants.
+    """Convert parameters (values, or text from `-A key=value`) to the types that the constructor wants.
 
     Raises:
         HarnessError: an unknown parameter, one that the harness passes, or text of the wrong type.
@@ -71,7 +71,7 @@ def _converted(attack: str, parameter: inspect.Parameter, value: Any) -> Any:
 
 
 def _wanted(parameter: inspect.Parameter) -> type | None:
-    """The type that a parameter's annotation names, else its default's; None where any will do."""
+    """Return the type that a parameter's annotation names, else its default's; None where any will do."""
     plain: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
     note = parameter.annotation
     written = note if isinstance(note, str) else getattr(note, "__name__", "")
@@ -83,7 +83,7 @@ def _wanted(parameter: inspect.Parameter) -> type | None:
 
 
 def parse(text: str) -> Any:
-    """A value written on the command line: true, none, 3, 0.5, 8/255, (2, 10); other text as it is."""
+    """Read a value of the command line: true, none, 3, 0.5, 8/255, (2, 10); other text as it is."""
     lowered = text.strip().lower()
     if lowered in ("true", "false"):
         return lowered == "true"

@@ -19,7 +19,7 @@ from harness.types import Attack, Backward, Batch, HarnessError, Norm, ThreatMod
 
 
 class DefendedModule(nn.Module):
-    """A defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
+    """Serve a defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
 
     Every call takes new draws of the defense's randomness; a fresh module with the same seed repeats
     them. Gradients flow along the backward pass that the defense declares, or along the one asked for.
@@ -76,7 +76,7 @@ def to_art(defended: Defended, shape: tuple[int, int, int], *, seed: int = 0) ->
 
 @dataclasses.dataclass(kw_only=True)
 class Attacker:
-    """One of our attacks on a model of yours: `attacker(images, labels)` gives attacked images.
+    """Run one of our attacks on a model of yours: `attacker(images, labels)` gives attacked images.
 
     The model is attacked in evaluation mode and comes back as it was. The attack alone does not make a
     number: `harness.evaluate` also judges it.
@@ -89,7 +89,7 @@ class Attacker:
     calls: int = 0
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] and (N,) -> (N, C, H, W), in the ball. Each call draws anew."""
+        """Return attacked images (N, C, H, W) of images in [0, 1] with labels (N,). Each call draws anew."""
         home = _device(self.victim.model, images.device)
         # Ids go on, so that no two images of an epoch share their draws.
         ids = torch.arange(self.calls, self.calls + len(images), device=home)
@@ -111,7 +111,7 @@ class Attacker:
         return found.images.detach().to(images)
 
     def generate(self, x: Any, y: Any) -> Any:
-        """The same on arrays, as attacks of the toolbox have it; y as classes or one-hot."""
+        """Do the same on arrays, as attacks of the toolbox have it; y as classes or one-hot."""
         labels = torch.as_tensor(y)
         if labels.ndim == 2:
             labels = labels.argmax(dim=1)
@@ -155,7 +155,7 @@ def attacker(
 
 
 class _Callable(nn.Module):
-    """A foolbox model, which is no module."""
+    """Wrap a foolbox model, which is no module."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -89,6 +89,15 @@ def test_an_alias_is_known_before_a_plugin_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_alias_that_cannot_serve_says_what_it_means() -> None:
+    with pytest.raises(
+        HarnessError, match="madry is the defense vanilla with adversarial training"
+    ):
+        defenses.get("madry")
+    with pytest.raises(HarnessError, match="did you mean madry"):
+        defenses.get("madri")
+
+
 def test_defaults_and_aliases_name_plugins_that_exist() -> None:
     for kind in (attacks, defenses):
         assert {kind.default, *(alias.plugin for alias in kind.aliases.values())} <= {*kind.names()}

@@ -182,3 +182,8 @@ def test_a_trace_is_the_mean_over_the_seeds(tmp_path: Path) -> None:
     measured = [float(row["measured"]) for row in found if row["measured"]]
     assert measured and measured == pytest.approx([first.accuracy - 0.1] * len(measured))
     assert {len(row["key"].split()) for row in found if row["measured"]} == {2}  # a record a seed
+
+
+def test_a_defense_without_the_hook_ranks_nothing() -> None:
+    with pytest.raises(HarnessError, match="approximate_rank"):
+        images.ranking("vanilla")

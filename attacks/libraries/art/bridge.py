@@ -42,7 +42,7 @@ _FREE = ("SimBA", "Wasserstein")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toolbox(library_attack.LibraryAttack):
-    """An attack of the toolbox."""
+    """Run an attack of the toolbox."""
 
     library = "art"
     sheets = SHEETS
@@ -69,7 +69,7 @@ class Toolbox(library_attack.LibraryAttack):
         return getattr(imported("art.attacks.evasion", _PACKAGE), self.name)
 
     def arguments(self, threat: ThreatModel, count: int) -> dict[str, Any]:
-        """What the constructor is called with besides the classifier."""
+        """Return what the constructor is called with besides the classifier."""
         known = self.signature()
         arguments = dict(self.parameters)
         offered: dict[str, Any] = {
@@ -129,7 +129,7 @@ class Toolbox(library_attack.LibraryAttack):
 
 @contextmanager
 def _multiprocess() -> Iterator[None]:
-    """The toolbox's AutoAttack imports the package multiprocess without declaring it, and uses it only
+    """Lend the toolbox's AutoAttack the package multiprocess, which it imports undeclared and uses only
     for a pool of processes, which the harness does not ask for."""
     if "multiprocess" in sys.modules:
         yield
@@ -143,7 +143,7 @@ def _multiprocess() -> Iterator[None]:
 
 @attacks.bridge("art")
 def make(rest: str) -> Callable[..., Toolbox]:
-    """The evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
+    """Find the evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
     sheet = library_attack.sheet_of("art", SHEETS, rest)
 
     def build(**parameters: Any) -> Toolbox:
@@ -154,7 +154,7 @@ def make(rest: str) -> Callable[..., Toolbox]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
     return library_attack.listing("art", SHEETS)
 
 

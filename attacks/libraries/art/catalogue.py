@@ -58,7 +58,7 @@ def _minimum(
     note: str = "",
     **preset: object,
 ) -> Sheet:
-    """A minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
+    """Describe a minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
     return Sheet(
         summary=summary,
         access=access,

@@ -34,7 +34,7 @@ _SUPPLIED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Foolbox(library_attack.LibraryAttack):
-    """An attack of foolbox."""
+    """Run an attack of foolbox."""
 
     library = "foolbox"
     sheets = SHEETS
@@ -60,7 +60,7 @@ class Foolbox(library_attack.LibraryAttack):
         return getattr(module.attacks, self.name)
 
     def make(self, threat: ThreatModel) -> Any:
-        """The library's attack object."""
+        """Make the library's attack object."""
         foolbox = imported("foolbox", "foolbox")
         arguments, known = dict(self.parameters), self.signature()
         if "distance" in known:
@@ -113,13 +113,13 @@ class Foolbox(library_attack.LibraryAttack):
 
 
 def missing(name: str) -> str:
-    """Why an attack cannot serve in this installation; empty where it can."""
+    """Return why an attack cannot serve in this installation; empty where it can."""
     needs_numba = "BrendelBethge" in name and importlib.util.find_spec("numba") is None
     return "it needs the package numba: `pip install numba`" if needs_numba else ""
 
 
 class Nearest:
-    """The nearest misclassified image (L2) of each sample among the queries; the original where none."""
+    """Remember the nearest (L2) misclassified image of each sample among the queries, else the original."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -137,7 +137,7 @@ class Nearest:
 
 
 def _corrected(make: Any) -> Any:
-    """foolbox's class, mended where batching breaks it.
+    """Return foolbox's class, mended where batching breaks it.
 
     HopSkipJump divides its estimated gradients by their norm over the whole batch, so that each image's
     step shrinks with the size of the batch; here each row has norm 1, as in Chen et al. (2020).

@@ -13,7 +13,7 @@ from harness.registry import attacks
 
 @attacks.bridge("foolbox")
 def make(rest: str) -> Callable[..., Foolbox]:
-    """The attacks of foolbox by their class names: `foolbox:LinfPGD`."""
+    """Find the attacks of foolbox by their class names: `foolbox:LinfPGD`."""
     sheet = library_attack.sheet_of("foolbox", SHEETS, rest)
 
     def build(**parameters: Any) -> Foolbox:
@@ -24,7 +24,7 @@ def make(rest: str) -> Callable[..., Foolbox]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
     return [
         (name, summary, refusal or missing(name) or None)
         for name, summary, refusal in library_attack.listing("foolbox", SHEETS)

@@ -20,14 +20,14 @@ from harness.types import Attack, Batch, Perturbed, ThreatModel, Victim
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Nearest(Attack):
-    """A minimum-norm attack of foolbox under a name of its own. Abstract."""
+    """Give a minimum-norm attack of foolbox a name of its own. Abstract."""
 
     norms = BOTH
     bounded = False
 
     @abc.abstractmethod
     def foolbox(self) -> Foolbox:
-        """foolbox's attack with the parameters of this one."""
+        """Return foolbox's attack with the parameters of this one."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
         """Raises HarnessError where this attack cannot serve."""

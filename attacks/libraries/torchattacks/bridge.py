@@ -34,7 +34,7 @@ _NUDGE = 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Torchattacks(library_attack.LibraryAttack):
-    """An attack of torchattacks."""
+    """Run an attack of torchattacks."""
 
     library = "torchattacks"
     sheets = SHEETS
@@ -49,7 +49,7 @@ class Torchattacks(library_attack.LibraryAttack):
         return getattr(imported("torchattacks", "torchattacks"), self.name)
 
     def arguments(self, threat: ThreatModel, draws: Draws, classes: int) -> dict[str, Any]:
-        """What the constructor is called with besides the model."""
+        """Return what the constructor is called with besides the model."""
         known = self.signature()
         arguments = dict(self.parameters)
         offered = {
@@ -88,7 +88,7 @@ class Torchattacks(library_attack.LibraryAttack):
 
 @attacks.bridge("torchattacks")
 def make(rest: str) -> Callable[..., Torchattacks]:
-    """The attacks of torchattacks by their class names: `torchattacks:PGD`."""
+    """Find the attacks of torchattacks by their class names: `torchattacks:PGD`."""
     sheet = library_attack.sheet_of("torchattacks", SHEETS, rest)
 
     def build(**parameters: Any) -> Torchattacks:
@@ -99,7 +99,7 @@ def make(rest: str) -> Callable[..., Torchattacks]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
     return library_attack.listing("torchattacks", SHEETS)
 
 

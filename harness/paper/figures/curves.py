@@ -71,7 +71,7 @@ def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
 
 
 def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """One panel: a line for each row, a point for each column."""
+    """Draw one panel: a line for each row, a point for each column."""
     numbers = results.numbers(table, profile)
     figure = Figure(figsize=(6.2, 3.9))
     axes = figure.add_subplot(1, 1, 1)
