@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness import registry
 from harness.datasets import data
+from harness.paper import protocol
 from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
@@ -171,9 +172,9 @@ def prepare(
     if table.kind == "ranks":
         count = min(table.images, profile.images or table.images)
         kept = store.read_spare(FOLDER, table.name, RankData)
-        found: object = rank_data(
-            names, count, table.defenses[0], data_dir=data_dir, report=report, kept=kept
-        )
+        # A table of one's own may leave out who ranks: then as in the paper's figure.
+        ranked = (table.defenses or protocol.load("figure1").defenses)[0]
+        found: object = rank_data(names, count, ranked, data_dir=data_dir, report=report, kept=kept)
     else:
         found = mask_data(
             names[0], table.defenses, table.probabilities, data_dir=data_dir, report=report
