@@ -1,4 +1,4 @@
-"""Checks of attack parameters: each raises HarnessError with what was given and what is allowed."""
+"""Check attack parameters: each function raises HarnessError with what was given and what is allowed."""
 
 from __future__ import annotations
 

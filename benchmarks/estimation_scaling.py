@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from harness.defenses.estimation import nuclear_norm, soft_impute, usvt
+from harness.results import style
 
 ESTIMATORS = {
     "nuclear_norm": functools.partial(nuclear_norm, gap=1e-3),
@@ -95,13 +97,10 @@ def high_water() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
+@style.styled
 def picture(lines: list[list[str]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    figure = Figure(figsize=(9, 3.4))
+    axes = figure.subplots(1, 2, sharey=True)
     for name in ESTIMATORS:
         for axis, kind, column in ((axes[0], "side", 1), (axes[1], "p", 2)):
             points = [
@@ -114,9 +113,8 @@ def picture(lines: list[list[str]], path: Path) -> None:
     axes[0].set_xticks(SIDES, [str(side) for side in SIDES])
     axes[0].minorticks_off()
     axes[1].set(xlabel="keep probability p (side 28)", yscale="log")
-    axes[0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    axes[0].legend()
+    path.write_bytes(style.encoded(figure, "svg"))
 
 
 def main() -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import OpaqueDraws
-from harness.registry import defenses
+from harness.registry import defenses, imported, nearest
 from harness.types import Defense, HarnessError, Randomness
 
 SMOOTHING = "art:SpatialSmoothing is the same transformation"
@@ -68,18 +66,16 @@ Parameters = tuple[tuple[str, Any], ...]
 
 
 def toolbox() -> Any:
-    """The toolbox's module of preprocessors."""
-    try:
-        return importlib.import_module("art.defences.preprocessor")
-    except ImportError as error:
-        raise HarnessError(
-            f"art:... needs the adversarial-robustness-toolbox, which does not import ({error}): "
-            "pip install adversarial-robustness-toolbox"
-        ) from error
+    """Import the toolbox's module of preprocessors.
+
+    Raises:
+        HarnessError: the toolbox is not installed.
+    """
+    return imported("art.defences.preprocessor", "adversarial-robustness-toolbox")
 
 
 def find(name: str) -> Any:
-    """The toolbox's class of that name.
+    """Return the toolbox's class of that name.
 
     Raises:
         HarnessError: refused (with the reason), or no such class (with the nearest).
@@ -95,16 +91,13 @@ def find(name: str) -> Any:
     }
     if name not in known:
         offers = [key for key in known if key not in REFUSED]
-        near = difflib.get_close_matches(name, offers, n=3, cutoff=0.4)
-        hint = (
-            f"did you mean art:{' or art:'.join(near)}?" if near else f"it has {', '.join(offers)}"
-        )
+        hint = nearest(name, offers, prefix="art:")
         raise HarnessError(f"the toolbox has no input transformation {name!r}: {hint}")
     return known[name]
 
 
 def options(kind: Any) -> dict[str, Any]:
-    """The constructor's parameters that a user may set, with their types."""
+    """Return the constructor's parameters that a user may set, with their types."""
     simple = {"int": int, "float": float, "bool": bool, "str": str}
     found = inspect.signature(kind.__init__).parameters
     return {
@@ -116,7 +109,7 @@ def options(kind: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=32)
 def build(name: str, parameters: Parameters, device: str) -> Any:
-    """The toolbox's object. Raises HarnessError where the toolbox refuses its parameters."""
+    """Make the toolbox's object. Raise HarnessError where the toolbox refuses its parameters."""
     kind = find(name)
     given = dict(parameters)
     accepted = inspect.signature(kind.__init__).parameters
@@ -140,7 +133,7 @@ def build(name: str, parameters: Parameters, device: str) -> Any:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Numpy's and torch's global generators start at `seed` inside and are as before afterwards."""
+    """Start numpy's and torch's global generators at `seed`; put them back afterwards."""
     before = np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -154,7 +147,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArtPreprocessor(Defense):
-    """One transformation of the toolbox with an identity backward pass.
+    """Apply one transformation of the toolbox with an identity backward pass.
 
     `parameters` are its constructor's, as sorted pairs.
     """
@@ -204,14 +197,14 @@ class ArtPreprocessor(Defense):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomArtPreprocessor(ArtPreprocessor):
-    """One that draws random numbers."""
+    """Apply one that draws random numbers."""
 
     randomised: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatedArtPreprocessor(ArtPreprocessor):
-    """One whose backward pass is the toolbox's own `estimate_gradient`.
+    """Apply one whose backward pass is the toolbox's own `estimate_gradient`.
 
     ThermometerEncoding's is zero at black pixels, which weakens attacks: prefer `thermometer`.
     """
@@ -234,7 +227,7 @@ class EstimatedArtPreprocessor(ArtPreprocessor):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchArtPreprocessor(ArtPreprocessor):
-    """One that is written in torch, with its exact backward pass."""
+    """Apply one that is written in torch, with its exact backward pass."""
 
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "exact"
     differentiable: ClassVar[bool] = True
@@ -246,13 +239,13 @@ class TorchArtPreprocessor(ArtPreprocessor):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomTorchArtPreprocessor(TorchArtPreprocessor):
-    """One that is written in torch and draws random numbers."""
+    """Apply one that is written in torch and draws random numbers."""
 
     randomised: ClassVar[bool] = True
 
 
 class _Estimated(torch.autograd.Function):
-    """Forward what was computed, backward the toolbox's estimate."""
+    """Pass on what was computed, and back the toolbox's estimate."""
 
     @staticmethod
     def forward(context: Any, images: Tensor, hard: Tensor, art: Any) -> Tensor:
@@ -270,13 +263,15 @@ class _Estimated(torch.autograd.Function):
 
 
 def _images(pixels: Any, like: Tensor) -> Tensor:
-    """The toolbox's (N, H, W, C) as (N, C, H, W), of the dtype and on the device of `like`."""
+    """Return the toolbox's (N, H, W, C) as (N, C, H, W), of the dtype and on the device of `like`."""
     return torch.from_numpy(np.asarray(pixels)).permute(0, 3, 1, 2).contiguous().to(like)
 
 
 def kind_of(name: str, art: Any) -> type[ArtPreprocessor]:
-    """The class of defense that a class of the toolbox makes."""
-    torch_base = importlib.import_module("art.defences.preprocessor.preprocessor")
+    """Return the class of defense that a class of the toolbox makes."""
+    torch_base = imported(
+        "art.defences.preprocessor.preprocessor", "adversarial-robustness-toolbox"
+    )
     in_torch = issubclass(art, torch_base.PreprocessorPyTorch)
     if name not in DETERMINISTIC:
         return RandomTorchArtPreprocessor if in_torch else RandomArtPreprocessor
@@ -287,7 +282,7 @@ def kind_of(name: str, art: Any) -> type[ArtPreprocessor]:
 
 
 class Factory:
-    """What makes `art:Name`; `parameters` says which it takes."""
+    """Make the defense `art:Name`; `parameters` says which it takes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -308,9 +303,7 @@ class Factory:
         own = [key for key in self.parameters if key not in ("estimates", "randomness")]
         for key in parameters:
             if key not in own:
-                near = difflib.get_close_matches(key, own, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(own) or 'none'}"
-                raise HarnessError(f"art:{self.name} has no parameter {key!r}: {hint}")
+                raise HarnessError(f"art:{self.name} has no parameter {key!r}: {nearest(key, own)}")
         for key in self.required:
             if key not in parameters:
                 raise HarnessError(f"art:{self.name} needs {key}: -D {key}=...")
@@ -330,5 +323,5 @@ def _frozen(value: Any) -> Any:
 
 @defenses.bridge("art")
 def art(name: str) -> Callable[..., Defense]:
-    """Any input transformation of the adversarial-robustness-toolbox: art:JpegCompression."""
+    """Find any input transformation of the adversarial-robustness-toolbox: art:JpegCompression."""
     return Factory(name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.defenses.estimation import (
     Estimate,
+    approximate_rank,
     nuclear_norm,
     reconstruct,
     soft_impute,
@@ -74,6 +75,11 @@ class MENet(Defense):
     @property
     def is_random(self) -> bool:
         return super().is_random and self.p_low < 1
+
+    @staticmethod
+    def approximate_rank(images: Tensor) -> Tensor:
+        """Return (N,) the fewest singular values that hold 90 % of each image's energy (Figure 1)."""
+        return approximate_rank(images)
 
     def keep_probability(self, k: int) -> float:
         """p_k of training mask k, counted from 0."""

@@ -1,29 +1,71 @@
-"""Plugins by name: a decorator, entry points of other packages, or a class in a file.
+"""Find plugins by name: a decorator, entry points of other packages, or a class in a file.
 
-Nothing is imported before somebody asks, so that the command line stays quick.
+Nothing is imported before somebody asks, so that the command line stays quick. No other module of the
+engine imports by a name that is text.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.types import HarnessError
+from harness.types import HarnessError, Training
+
+
+def nearest(word: str, allowed: Iterable[str], *, prefix: str = "", otherwise: str = "") -> str:
+    """Return the hint of an error about an unknown word: `did you mean menet-nuc or menet?`.
+
+    Names are compared without case; those that contain the word are near too.
+
+    Args:
+        prefix: what stands before each name that is proposed.
+        otherwise: the hint where no name is near, in place of all that is allowed.
+    """
+    known = list(dict.fromkeys(allowed))
+    folded = {name.lower(): name for name in reversed(known)}
+    near = difflib.get_close_matches(word.lower(), list(folded), n=3, cutoff=0.4)
+    near += [name for name in folded if word and word.lower() in name and name not in near]
+    if near:
+        return f"did you mean {' or '.join(prefix + folded[name] for name in near[:3])}?"
+    return otherwise or f"known: {', '.join(known) or 'none'}"
+
+
+def imported(module: str, package: str) -> Any:
+    """Import a module of an optional library.
+
+    Args:
+        package: the name by which pip installs the library.
+
+    Raises:
+        HarnessError: it is not installed (with the line that installs it).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise HarnessError(
+            f"{package} does not import ({error}): `pip install {package}` brings it"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One registered plugin: what makes it, in one line what it is, and where it comes from."""
+    """Describe one registered plugin: what makes it, a line on what it is, and where it comes from."""
 
     name: str
     make: Callable[..., Any]
@@ -31,8 +73,21 @@ class Entry:
     origin: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Stand for a plugin under a name of its own, together with a training."""
+
+    plugin: str
+    training: Training
+
+
 class Registry:
-    """Plugins of one kind. `package` holds the built-in ones, `group` is the entry-point group."""
+    """Hold the plugins of one kind.
+
+    `package` holds the built-in ones, in modules at any depth, and `group` is the entry-point group. A
+    file `names.toml` in the package may name the `default` of the kind and `aliases`; reading it imports
+    no plugin.
+    """
 
     def __init__(self, kind: str, package: str | None, group: str) -> None:
         self.kind = kind
@@ -43,7 +98,7 @@ class Registry:
         self._found = False
 
     def register(self, name: str, **preset: Any) -> Callable[[Any], Any]:
-        """Decorator: register a class or function under `name`, optionally with preset parameters."""
+        """Register a class or function under `name`, optionally with preset parameters (a decorator)."""
 
         def decorate(make: Any) -> Any:
             self._add(name, make, preset, origin=make.__module__)
@@ -52,7 +107,7 @@ class Registry:
         return decorate
 
     def bridge(self, prefix: str) -> Callable[[Any], Any]:
-        """Decorator: `make(rest)` answers every name of the form `prefix:rest`."""
+        """Register `make(rest)` for every name of the form `prefix:rest` (a decorator)."""
 
         def decorate(make: Any) -> Any:
             self._bridges[prefix] = make
@@ -76,7 +131,7 @@ class Registry:
         self._found = True
         if self.package is not None:
             package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__, self.package + "."):
+            for module in pkgutil.walk_packages(package.__path__, self.package + "."):
                 importlib.import_module(module.name)
         for point in importlib.metadata.entry_points(group=self.group):
             if point.name in self._entries:
@@ -93,17 +148,48 @@ class Registry:
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
 
     def names(self) -> list[str]:
+        """Return the names of all registered plugins, sorted."""
         return [entry.name for entry in self]
 
+    @functools.cached_property
+    def _names(self) -> Mapping[str, Any]:
+        if self.package is None:
+            return {}
+        file = importlib.resources.files(self.package).joinpath("names.toml")
+        return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+    @property
+    def default(self) -> str:
+        """Return the plugin of this kind that serves where none is named."""
+        found: str = self._names["default"]
+        return found
+
+    @functools.cached_property
+    def aliases(self) -> Mapping[str, Alias]:
+        """Return the names that mean a plugin and a training together."""
+        return {name: Alias(**row) for name, row in self._names.get("aliases", {}).items()}
+
+    def meant(self, name: str) -> tuple[str, Training | None]:
+        """Return the plugin that a name means, and the training that an alias asks for (else None)."""
+        alias = self.aliases.get(name)
+        return (alias.plugin, alias.training) if alias else (name, None)
+
+    def alias_of(self, plugin: str, training: str) -> str | None:
+        """Return the alias of a plugin together with a training; None where there is none."""
+        known = self.aliases.items()
+        return next((n for n, a in known if (a.plugin, a.training) == (plugin, training)), None)
+
     def bridges(self) -> dict[str, Callable[[str], Callable[..., Any]]]:
+        """Return what answers names of the form `prefix:rest`, by prefix."""
         self._find()
         return dict(sorted(self._bridges.items()))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """What makes the plugin `name`.
+        """Return what makes the plugin `name`.
 
         Raises:
-            HarnessError: no such plugin (with the nearest names), or a file that does not load.
+            HarnessError: no such plugin (with the nearest names), an alias, which asks for a training
+                too, or a file that does not load.
         """
         self._find()
         if name in self._entries:
@@ -114,12 +200,15 @@ class Registry:
             return made
         if rest and prefix.endswith(".py"):
             return self._from_file(Path(prefix), rest)
-        near = difflib.get_close_matches(name, list(self._entries), n=3, cutoff=0.4)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self._entries)}."
-        )
+        plugin, training = self.meant(name)
+        if training is not None:
+            raise HarnessError(
+                f"{name} is the {self.kind} {plugin} with {training} training: name both here",
+                page="defenses",
+            )
+        hint = nearest(name, [*self._entries, *self.aliases])
         raise HarnessError(
-            f"no {self.kind} is called {name!r}: {hint} `harness list {self.kind}s` shows all; "
+            f"no {self.kind} is called {name!r}: {hint}; `harness list {self.kind}s` shows all; "
             f"one of your own is {name if name.endswith('.py') else 'path/to/file.py'}:Class",
             page="datasets" if self.kind == "dataset" else "plugins",
         )
@@ -134,8 +223,7 @@ class Registry:
                 if (inspect.isclass(value) or inspect.isfunction(value))
                 and value.__module__ == module.__name__
             ]
-            near = difflib.get_close_matches(attribute, offers, n=3, cutoff=0.3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "it defines none of that name"
+            hint = nearest(attribute, offers, otherwise="it defines none of that name")
             raise HarnessError(
                 f"{path} has no class or function {attribute!r}: {hint}", page="plugins"
             )
@@ -143,7 +231,7 @@ class Registry:
 
 
 class Preset:
-    """A factory with some parameters set; explicit ones win."""
+    """Make a plugin with some parameters set; explicit ones win."""
 
     def __init__(self, make: Callable[..., Any], preset: dict[str, Any]) -> None:
         self.make = make
@@ -164,7 +252,7 @@ class _Broken:
 
 
 def load_file(path: Path) -> Any:
-    """The module in a Python file that the user named. Runs the file: it is the user's own code."""
+    """Return the module in a Python file that the user named. The file is run: it is the user's own code."""
     if not path.is_file():
         raise HarnessError(
             f"no file {path}: a plugin of your own is path/to/file.py:Class", page="plugins"

@@ -1,9 +1,8 @@
-"""Plugins as text: `pgd(steps=40)`, `transfer(pgd)`, `my.py:Attack(size=3)`. Parsed, never evaluated."""
+"""Read plugins written as text: `pgd(steps=40)`, `transfer(pgd)`. Parsed, never evaluated."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from harness.registry import Registry
+from harness.registry import Registry, nearest
 from harness.types import HarnessError, Page, Spec, number
 
 _PAGES: Mapping[str, Page] = {"attack": "attacks", "defense": "defenses"}
@@ -20,7 +19,7 @@ _PAGES: Mapping[str, Page] = {"attack": "attacks", "defense": "defenses"}
 
 
 def parse(text: str) -> Spec:
-    """The plugin that a text names.
+    """Return the plugin that a text names.
 
     Raises:
         HarnessError: brackets that do not close, or a parameter without a value.
@@ -47,7 +46,7 @@ def parse(text: str) -> Spec:
 
 
 def _split(inside: str, whole: str) -> list[str]:
-    """The comma-separated parts on the outermost level."""
+    """Return the comma-separated parts on the outermost level."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(inside):
         depth += (character in "([") - (character in ")]")
@@ -63,7 +62,7 @@ def _split(inside: str, whole: str) -> list[str]:
 
 
 def fields(make: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters that a plugin takes, with their types."""
+    """Return the parameters that a plugin takes, with their types."""
     target = getattr(make, "make", make)  # a Preset
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target)
@@ -82,7 +81,7 @@ def fields(make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def accepts_any(make: Callable[..., Any]) -> bool:
-    """Whether a plugin takes parameters that it does not name (a bridge to a library)."""
+    """Tell whether a plugin takes parameters that it does not name (a bridge to a library)."""
     target = getattr(make, "make", make)
     if dataclasses.is_dataclass(target):
         return False
@@ -93,7 +92,7 @@ def accepts_any(make: Callable[..., Any]) -> bool:
 
 
 def convert(key: str, value: Any, kind: Any, owner: str) -> Any:
-    """A parameter's value from its text, as its type says.
+    """Convert a parameter's value from its text, as its type says.
 
     Raises:
         HarnessError: what was given, what is allowed.
@@ -124,7 +123,7 @@ def convert(key: str, value: Any, kind: Any, owner: str) -> Any:
 
 
 def build(spec: Spec, registry: Registry, **context: Any) -> Any:
-    """The plugin that a spec names, with its parameters converted.
+    """Make the plugin that a spec names, with its parameters converted.
 
     Args:
         context: positional facts that the factory takes by name (a model's shape and classes).
@@ -140,10 +139,8 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
             if accepts_any(make):
                 parameters[key] = value
                 continue
-            near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
             raise HarnessError(
-                f"{registry.kind} {spec.name} has no parameter {key!r}: {hint}",
+                f"{registry.kind} {spec.name} has no parameter {key!r}: {nearest(key, known)}",
                 page=_PAGES.get(registry.kind, "plugins"),
             )
         parameters[key] = convert(key, value, known[key], f"{registry.kind} {spec.name}")
@@ -153,7 +150,8 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
         parameters["inner"] = build(spec.inner, registry)
     elif "inner" in known and "inner" not in parameters and "inner" in _required(make):
         raise HarnessError(
-            f"{registry.kind} {spec.name} needs another inside: {spec.name}(pgd), for example"
+            f"{registry.kind} {spec.name} needs another inside: {spec.name}({registry.default}), "
+            "for example"
         )
     try:
         return make(**context, **parameters)
@@ -162,7 +160,7 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
 
 
 def _made(registry: Registry) -> str:
-    """How the harness calls what a model's file offers."""
+    """Say how the harness calls what a model's file offers."""
     if registry.kind != "model":
         return ""
     return (

@@ -7,7 +7,6 @@ Such a model is never trained here; what it was given is hashed, so that a recor
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.metadata
 import inspect
@@ -19,21 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.normalise import Moments, normalised
-from harness.registry import models
-from harness.types import HarnessError, number
+from harness.models.normalise import moments, normalised
+from harness.registry import models, nearest
+from harness.types import HarnessError
 
 PRETRAINED = "pretrained"
 """In place of a file: the weights that the library itself ships or downloads."""
-NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "mnist": ((0.1307,), (0.3081,)),
-    "half": ((0.5,), (0.5,)),
-    "bytes": ((0.0,), (1 / 255,)),
-}
-"""Usual (mean, std) by name; one value serves every channel."""
 
 
 @models.register("own")
@@ -57,11 +47,11 @@ def own(
         if sha256 and file_digest(Path(weights)) != sha256:
             raise HarnessError(f"{weights} is not the file that was asked for: its SHA-256 differs")
         _fill(network, read_weights(Path(weights)), Path(weights))
-    return behind(network, shape[0], _stated(network, build, normalisation))
+    return with_normalisation(network, shape[0], _stated(network, build, normalisation))
 
 
 def describe(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's parameters can change a number: the content of its files, not their place."""
+    """Return what can change a number: the parameters, with the content of files for their place."""
     known = {key: value for key, value in parameters.items() if key not in ("weights", "sha256")}
     weights, build = str(parameters.get("weights", "")), str(parameters.get("build", ""))
     if weights and weights != PRETRAINED:
@@ -77,14 +67,25 @@ def describe(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
-    """`network` behind the normalisation that a word of --normalisation names."""
+def with_normalisation(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
+    """Put `network` behind the normalisation that a word of --normalisation names."""
     return normalised(network, channels, *moments(normalisation, channels))
 
 
-own.behind = behind
+def usual_normalisation(build: str, weights: str | None) -> str:
+    """Return the word for --normalisation where the user gives none.
+
+    timm states what each of its pretrained models was trained on; other models take pixels in [0, 1].
+    """
+    stated = build.startswith("timm:") and weights == PRETRAINED
+    return "timm" if stated else "inside"
+
+
 own.describe = describe
 own.given = True
+own.moments = moments
+own.with_normalisation = with_normalisation
+own.usual_normalisation = usual_normalisation
 
 
 # --- where a network comes from -------------------------------------------------------------------
@@ -144,10 +145,8 @@ def _timm(
     except ImportError:
         raise HarnessError("timm is not installed: `pip install timm` brings it") from None
     if not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise HarnessError(
-            f"timm has no model {name!r}: did you mean {' or '.join(near) or '...'}?"
-        )
+        hint = nearest(name, timm.list_models(), otherwise="timm.list_models() shows all")
+        raise HarnessError(f"timm has no model {name!r}: {hint}")
     chosen = dict(options)
     if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
         chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
@@ -346,42 +345,13 @@ def _version(package: str) -> str:
 
 
 def _stated(network: nn.Module, build: str, normalisation: str) -> str:
-    """The normalisation, which timm states for each of its pretrained models: `timm`."""
+    """Return the normalisation; for `timm`, the one that timm states for its pretrained model."""
     if normalisation != "timm":
         return normalisation
     stated = getattr(network, "pretrained_cfg", None) or {}
     if "mean" not in stated or "std" not in stated:
         raise HarnessError(f"{build} states no normalisation: --normalisation inside, or mean/std")
     return "/".join(",".join(map(str, stated[name])) for name in ("mean", "std"))
-
-
-def moments(text: str, channels: int) -> tuple[Moments, Moments]:
-    """(mean, std) of `inside`, a name such as `imagenet`, or `0.49,0.48,0.45/0.25,0.24,0.26`.
-
-    Raises:
-        HarnessError: none of these, or not one value for each channel.
-    """
-    if text == "inside":
-        return None, None
-    if text in NORMALISATIONS:
-        mean, std = NORMALISATIONS[text]
-    else:
-        left, slash, right = text.partition("/")
-        if not slash:
-            raise HarnessError(
-                f"normalisation {text!r}: it must be `inside` (the model takes pixels in [0, 1]), "
-                f"{', '.join(NORMALISATIONS)}, or mean/std as 0.49,0.48,0.45/0.25,0.24,0.26"
-            )
-        mean, std = _numbers(left), _numbers(right)
-    if len(mean) == 1:
-        mean = mean * channels
-    if len(std) == 1:
-        std = std * channels
-    return mean, std
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(number(part.strip()) for part in text.strip("()[] ").split(","))
 
 
 @models.bridge("timm")

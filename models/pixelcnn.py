@@ -27,17 +27,17 @@ FAINT = 1e-30
 
 
 def to_levels(images: Tensor) -> Tensor:
-    """[0, 1] -> the nearest of the 256 levels, int64."""
+    """Round values in [0, 1] to the nearest of the 256 levels, int64."""
     return (images * (LEVELS - 1)).round().long()
 
 
 def scaled(levels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Levels 0 ... 255 -> [-1, 1]."""
+    """Scale levels 0 ... 255 to [-1, 1]."""
     return levels.to(dtype) * (2.0 / (LEVELS - 1)) - 1.0
 
 
 def edges(levels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., 1, V) begin and end of each level on [-1, 1], and 1 where it is an inner one."""
+    """Return (..., 1, V) begin and end of each level on [-1, 1], and 1 where it is an inner one."""
     middle = scaled(levels, dtype).unsqueeze(-2)
     bottom = (levels == 0).to(dtype).unsqueeze(-2)
     top = (levels == LEVELS - 1).to(dtype).unsqueeze(-2)
@@ -47,13 +47,13 @@ def edges(levels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gate(both: Tensor) -> Tensor:
-    """(N, 2F, ...) -> (N, F, ...): tanh of the one half times sigmoid of the other."""
+    """Gate (N, 2F, ...) to (N, F, ...): tanh of the one half times sigmoid of the other."""
     signal, control = both.chunk(2, dim=1)
     return torch.tanh(signal) * torch.sigmoid(control)
 
 
 class GatedLayer(nn.Module):
-    """One gated layer of both stacks. The state of a row or pixel is already strictly causal."""
+    """Compute one gated layer of both stacks. The state of a row or pixel is already strictly causal."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class GatedLayer(nn.Module):
 
 
 class GatedPixelCNN(nn.Module):
-    """(N, C, H, W) in [0, 1] -> (N, K, H, W), the mixture's parameters at every pixel.
+    """Map (N, C, H, W) in [0, 1] to (N, K, H, W), the mixture's parameters at every pixel.
 
     Those at pixel i depend on the pixels before i in raster order alone.
 
@@ -110,7 +110,7 @@ class GatedPixelCNN(nn.Module):
     def mixture(
         self, parameters: Tensor, channel: int, known: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and sharpnesses (inverse scales), each (..., M, 1), of one channel.
+        """Return log-weights, means and sharpnesses (inverse scales), each (..., M, 1), of one channel.
 
         Args:
             parameters: (..., K), the network's output at the pixel.
@@ -132,7 +132,7 @@ class GatedPixelCNN(nn.Module):
     def log_probability(
         self, parameters: Tensor, channel: int, known: Tensor, levels: Tensor
     ) -> Tensor:
-        """(..., V) log-probability, in nats, of the channel at each of some levels (..., V) int64.
+        """Return (..., V) log-probability, in nats, of the channel at each of some levels (..., V) int64.
 
         With the sigmoid s, a level's mass is s(u) - s(l) = s(u) s(-l) (1 - exp(l - u)): no
         cancellation. The mass beyond the range belongs to the outermost levels. The rest as in
@@ -145,7 +145,7 @@ class GatedPixelCNN(nn.Module):
         return torch.logsumexp(each + weights, dim=-2)
 
     def likeliest(self, parameters: Tensor, channel: int, known: Tensor, levels: Tensor) -> Tensor:
-        """(N,) int64: the likeliest of the levels (N, V), the first where several are.
+        """Return (N,) int64: the likeliest of the levels (N, V), the first where several are.
 
         Works with probabilities, several times as fast as with their logarithms, and turns to these
         where all the probabilities are too small. Arguments as in `log_probability`.
@@ -162,7 +162,7 @@ class GatedPixelCNN(nn.Module):
         return levels.gather(1, best[:, None])[:, 0]
 
     def bits_per_dimension(self, images: Tensor) -> Tensor:
-        """(N,) negative log-likelihood of images (N, C, H, W) over C * H * W * log 2."""
+        """Return (N,) negative log-likelihood of images (N, C, H, W) over C * H * W * log 2."""
         levels = to_levels(images).movedim(1, -1)
         parameters = self(images).movedim(1, -1)
         total = torch.zeros(len(images), dtype=parameters.dtype, device=images.device)
@@ -174,7 +174,7 @@ class GatedPixelCNN(nn.Module):
 
 
 class Decoder:
-    """The network at one pixel after another, in raster order, for images decided as it goes.
+    """Evaluate the network at one pixel after another, in raster order, for images decided as it goes.
 
     The vertical stack is computed row by row, from the row before; the horizontal one pixel by
     pixel, from the pixel before: each activation once, where a forward pass for each pixel computes
@@ -201,7 +201,7 @@ class Decoder:
         return [layer for layer in self.network.layers if isinstance(layer, GatedLayer)]
 
     def _start(self, row: int) -> None:
-        """The vertical stack's contribution to each stage of this row, each (W, N, 2F)."""
+        """Return the vertical stack's contribution to each stage of this row, each (W, N, 2F)."""
         network = self.network
         rows = network.vertical(self.pixels[:, :, row : row + FIRST_ROWS])
         self.links = [network.link(rows)]
@@ -220,7 +220,7 @@ class Decoder:
         self.left = [empty for _ in network.layers]
 
     def parameters(self, row: int, column: int) -> Tensor:
-        """(N, K): what the network gives at this pixel."""
+        """Return (N, K): what the network gives at this pixel."""
         if column == 0:
             self._start(row)
         network = self.network
@@ -236,10 +236,10 @@ class Decoder:
         return _pointwise(network.parameters_at, hidden)
 
     def fix(self, row: int, column: int, levels: Tensor) -> None:
-        """Sets a pixel: levels (N, C) int64."""
+        """Set a pixel: levels (N, C) int64."""
         self.pixels[:, :-1, FIRST_ROWS + row, FIRST_SIDE + column] = scaled(levels, self.dtype)
 
 
 def _pointwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution at one pixel, x (N, F)."""
+    """Apply a 1 x 1 convolution at one pixel, x (N, F)."""
     return F.linear(x, convolution.weight[:, :, 0, 0], convolution.bias)

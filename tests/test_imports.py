@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from harness import registry
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ("attacks", "defenses", "models")
@@ -164,6 +167,52 @@ def test_only_the_registry_imports_by_string() -> None:
             assert name not in ("import_module", "__import__"), f"{path} imports by string"
 
 
+WORDS = {
+    "clean": "accuracy without an attack",
+    "transfer": "a word of the paper's claims",
+    "boundary": "a word of the paper's claims",
+    "spsa": "a word of the paper's claims",
+    "foolbox": "the library, whose version a record states",
+    "torchattacks": "the library, whose version a record states",
+}
+"""Names of plugins that the engine may quote, since they mean something else there."""
+
+
+def plugin_names() -> set[str]:
+    found: set[str] = set()
+    for kind in (registry.attacks, registry.defenses, registry.models):
+        found |= {*kind.names(), *kind.bridges(), *kind.aliases}
+    return found
+
+
+def quoted(path: Path) -> set[str]:
+    """The texts of a file, without docstrings; of a text such as `pgd(steps=3)` the names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and id(node) not in described else None
+        if isinstance(text, str):
+            found |= {text, *re.findall(r"([\w-]+)\(", text), *re.findall(r"=([\w-]+)\)", text)}
+    return found
+
+
+def test_the_engine_names_no_plugin() -> None:
+    names = plugin_names() - WORDS.keys()
+    assert {"pgd", "vanilla", "madry", "timm"} <= names
+    for path in files("harness"):
+        if path.relative_to(ROOT).parts[1] not in PLUGINS:
+            named = quoted(path) & names
+            assert not named, f"{path} names {named}: give the plugin a field or a hook"
+
+
+def test_a_quoted_plugin_is_found(tmp_path: Path) -> None:
+    (tmp_path / "room.py").write_text('"""pgd"""\nx = f"run pgd(steps={3})"\ny = "vanilla"\n')
+    assert {"pgd", "vanilla"} <= quoted(tmp_path / "room.py")
+    (tmp_path / "room.py").write_text('"""pgd"""\nx = "the pgd attack"\n')
+    assert "pgd" not in quoted(tmp_path / "room.py")
+
+
 def test_modules_of_a_room_import_each_other_in_no_circle() -> None:
     arrows = {
         module_name(path): {
@@ -201,6 +250,17 @@ def test_help_imports_no_torch(words: str) -> None:
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_a_table_of_records_needs_no_torch() -> None:
+    """Records name their defense as the registry's aliases do: no plugin is imported for it."""
+    code = (
+        "import sys\nfrom harness.cli import main\n"
+        f"main(['table', '--results', {str(ROOT / 'results' / 'laptop')!r}], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+    assert b"madry" in done.stdout
 
 
 def test_a_table_needs_no_torch(tmp_path: Path) -> None:

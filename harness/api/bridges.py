@@ -1,4 +1,4 @@
-"""Bridges both ways: our defenses in the scripts of others, our attacks in the loops of others."""
+"""Build bridges both ways: our defenses in the scripts of others, our attacks in the loops of others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.paper.figures.images import helper
 from harness.random import Draws, Role
-from harness.registry import attacks, defenses
+from harness.registry import attacks, defenses, imported
 from harness.spec import build, parse
 from harness.targets.defended import Defended
 from harness.targets.views import View
@@ -20,7 +19,7 @@ from harness.types import Attack, Backward, Batch, HarnessError, Norm, ThreatMod
 
 
 class DefendedModule(nn.Module):
-    """A defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
+    """Serve a defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
 
     Every call takes new draws of the defense's randomness; a fresh module with the same seed repeats
     them. Gradients flow along the backward pass that the defense declares, or along the one asked for.
@@ -50,21 +49,21 @@ class DefendedModule(nn.Module):
 
 
 def to_torchattacks(defended: Defended, *, seed: int = 0) -> DefendedModule:
-    """What an attack of torchattacks takes: `torchattacks.PGD(to_torchattacks(defended))`."""
+    """Return what an attack of torchattacks takes: `torchattacks.PGD(to_torchattacks(defended))`."""
     return DefendedModule(defended, seed=seed)
 
 
 def to_foolbox(defended: Defended, *, seed: int = 0) -> Any:
-    """A `foolbox.PyTorchModel` with bounds (0, 1)."""
+    """Return a `foolbox.PyTorchModel` with bounds (0, 1)."""
     module = DefendedModule(defended, seed=seed)
-    foolbox = _imported("foolbox", "foolbox")
+    foolbox = imported("foolbox", "foolbox")
     return foolbox.PyTorchModel(module, bounds=(0, 1), device=_device(module))
 
 
 def to_art(defended: Defended, shape: tuple[int, int, int], *, seed: int = 0) -> Any:
-    """A `PyTorchClassifier` of the adversarial-robustness-toolbox for images of (C, H, W)."""
+    """Return a `PyTorchClassifier` of the adversarial-robustness-toolbox for images of (C, H, W)."""
     module = DefendedModule(defended, seed=seed)
-    art = _imported("art.estimators.classification", "adversarial-robustness-toolbox")
+    art = imported("art.estimators.classification", "adversarial-robustness-toolbox")
     return art.PyTorchClassifier(
         model=module,
         loss=nn.CrossEntropyLoss(),
@@ -77,7 +76,7 @@ def to_art(defended: Defended, shape: tuple[int, int, int], *, seed: int = 0) ->
 
 @dataclasses.dataclass(kw_only=True)
 class Attacker:
-    """One of our attacks on a model of yours: `attacker(images, labels)` gives attacked images.
+    """Run one of our attacks on a model of yours: `attacker(images, labels)` gives attacked images.
 
     The model is attacked in evaluation mode and comes back as it was. The attack alone does not make a
     number: `harness.evaluate` also judges it.
@@ -90,7 +89,7 @@ class Attacker:
     calls: int = 0
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] and (N,) -> (N, C, H, W), in the ball. Each call draws anew."""
+        """Return attacked images (N, C, H, W) of images in [0, 1] with labels (N,). Each call draws anew."""
         home = _device(self.victim.model, images.device)
         # Ids go on, so that no two images of an epoch share their draws.
         ids = torch.arange(self.calls, self.calls + len(images), device=home)
@@ -112,7 +111,7 @@ class Attacker:
         return found.images.detach().to(images)
 
     def generate(self, x: Any, y: Any) -> Any:
-        """The same on arrays, as attacks of the toolbox have it; y as classes or one-hot."""
+        """Do the same on arrays, as attacks of the toolbox have it; y as classes or one-hot."""
         labels = torch.as_tensor(y)
         if labels.ndim == 2:
             labels = labels.argmax(dim=1)
@@ -121,23 +120,26 @@ class Attacker:
 
 def attacker(
     model: Any,
-    attack: str | Attack = "pgd",
+    attack: str | Attack | None = None,
     *,
     epsilon: float = 8 / 255,
     norm: Norm = "linf",
     classes: int | None = None,
     seed: int = 0,
 ) -> Attacker:
-    """One of our attacks for a loop of yours (adversarial training, a comparison).
+    """Return one of our attacks for a loop of yours (adversarial training, a comparison).
 
     Args:
         model: a torch module, a defended model, a foolbox model or an estimator of the toolbox, which
             take images in [0, 1].
+        attack: a name or an Attack; None is `bpda`, projected gradient descent through the backward
+            pass that the defense declares.
         classes: how many the model tells apart; found by asking it where it is not said.
 
     Raises:
         HarnessError: an attack that needs a second model, or no such attack.
     """
+    attack = attacks.default if attack is None else attack
     chosen: Attack = attack if isinstance(attack, Attack) else build(parse(attack), attacks)
     if chosen.source is not None:
         raise HarnessError(
@@ -146,14 +148,14 @@ def attacker(
     if isinstance(model, Defended):
         victim = model
     else:
-        victim = Defended(_module(model), build(parse("vanilla"), defenses), classes or 0)
+        victim = Defended(_module(model), build(parse(defenses.default), defenses), classes or 0)
     return Attacker(
         victim=victim, attack=chosen, threat=ThreatModel(epsilon=epsilon, norm=norm), seed=seed
     )
 
 
 class _Callable(nn.Module):
-    """A foolbox model, which is no module."""
+    """Wrap a foolbox model, which is no module."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -185,7 +187,7 @@ def _module(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts mode, gradients and device of a user's module back."""
+    """Put mode, gradients and device of a user's module back."""
     modes = [(part, part.training) for part in module.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     home = next((p.device for p in module.parameters()), None)
@@ -205,8 +207,3 @@ def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
 def _device(module: nn.Module, default: torch.device | None = None) -> torch.device:
     place = next(iter([*module.parameters(), *module.buffers()]), None)
     return place.device if place is not None else default or torch.device("cpu")
-
-
-def _imported(module: str, package: str) -> Any:
-    """An optional library, as the attacks that call it import it."""
-    return helper(f"{attacks.package}.library").imported(module, package)

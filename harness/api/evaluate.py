@@ -47,7 +47,7 @@ def evaluate(
     epsilon: float | None = None,
     norm: Norm = "linf",
     dataset: str | None = None,
-    defense: str | Defense = "vanilla",
+    defense: str | Defense | None = None,
     normalisation: str = "inside",
     draws: int = 10,
     seed: int = 0,
@@ -74,7 +74,7 @@ def evaluate(
         dataset: where the images come from (`mnist`, `cifar10`): then epsilon and step sizes that are not
             named are those of `harness run --dataset`. Without it, an attack takes the step size that
             suits the ball.
-        defense: what stands in front of the model: `menet-usvt`, or a Defense.
+        defense: what stands in front of the model: `menet-usvt`, or a Defense; None is nothing.
         normalisation: `inside` where the model takes pixels in [0, 1]; else what it was trained on:
             `imagenet`, `cifar10`, or mean/std as `0.49,0.48,0.45/0.25,0.24,0.26`.
         draws: scoring draws of the defense's randomness.
@@ -133,7 +133,7 @@ def evaluate(
 
 
 def load_defended(
-    defense: str = "vanilla",
+    defense: str | None = None,
     *,
     dataset: str = "digits",
     model: str | None = None,
@@ -158,7 +158,7 @@ def load_defended(
         epochs=epochs,
         training_options={} if limit is None else {"limit": limit},
     )
-    target = planning.target_of(defense, asked, seed=seed)
+    target = planning.target_of(defense or defense_registry.default, asked, seed=seed)
     workshop = Workshop(
         store=store.Store(Path(results)),
         device=devices.choose(device),
@@ -229,22 +229,23 @@ def _tensor(values: Any, what: str) -> Tensor:
 
 def _defended(
     model: nn.Module | Defended,
-    defense: str | Defense,
+    defense: str | Defense | None,
     normalisation: str,
     images: Tensor,
     device: torch.device,
     stack: contextlib.ExitStack,
 ) -> Defended:
-    """The model behind its defense, frozen, on the device, until the stack is closed."""
+    """Return the model behind its defense, frozen, on the device, until the stack is closed."""
     if isinstance(model, Defended):
-        if defense != "vanilla":
+        if defense not in (None, defense_registry.default):
             raise HarnessError("the model has a defense already: leave out defense=")
         for module in model.modules():
             stack.enter_context(borrowed(module, device))
         return model.frozen()
     if not isinstance(model, nn.Module):
         raise HarnessError(f"the model is a {type(model).__name__}: it must be a torch module")
-    chosen = defense if isinstance(defense, Defense) else build(parse(defense), defense_registry)
+    named = defense_registry.default if defense is None else defense
+    chosen = named if isinstance(named, Defense) else build(parse(named), defense_registry)
     few = in_memory(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
     shape = few.shape
     if chosen.auxiliary_module(shape) is not None:

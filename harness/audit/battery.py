@@ -13,6 +13,7 @@ from harness.audit.budget import BudgetSpent, Deadline
 from harness.audit.verdict import conclude, report
 from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
+from harness.evaluation.calibrate import Pace, measure_pace
 from harness.evaluation.runner import Runner, plan
 from harness.evaluation.suites import Entry
 from harness.random import Draws, Role
@@ -23,7 +24,7 @@ from harness.results.records import Record
 from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.progress import duration
-from harness.targets import objects, own_models
+from harness.targets import own_models
 from harness.targets.defended import Defended
 from harness.targets.source import TargetSource
 from harness.targets.training import Interrupted
@@ -108,13 +109,12 @@ class Battery:
             return known
         available = len(self.workshop.dataset(self.target.dataset, "test"))
         most = min(available, self.limit or available)
-        forward, both = self._pace(defended)
+        pace = self._pace(defended)
         allowed = self._deadline.left * _SHARE
 
         def fits(count: int, scale: float) -> bool:
             cost = sum(
-                self._cost(entry, count, forward, both)
-                for entry in self._entries(defended.defense, scale)
+                self._cost(entry, count, pace) for entry in self._entries(defended.defense, scale)
             )
             return cost <= allowed
 
@@ -128,34 +128,16 @@ class Battery:
         self.workshop.store.write_json("audit-sizes", self.key, size)
         return size
 
-    def _pace(self, defended: Defended) -> tuple[float, float]:
-        """Seconds an image takes: (a forward, a forward and backward), measured."""
+    def _pace(self, defended: Defended) -> Pace:
+        """Time one batch of the test set."""
         test = self.workshop.dataset(self.target.dataset, "test").first(self.batch_size)
         batch = test.batch(slice(0, None)).to(self.workshop.device)
-        draws = Draws(self.target.seed, batch.ids, Role.AUDIT)
+        return measure_pace(defended, batch, Draws(self.target.seed, batch.ids, Role.AUDIT))
 
-        def forward() -> None:
-            with torch.no_grad():
-                defended.logits(batch.images, draws).sum().item()
-
-        def both() -> None:
-            pixels = batch.images.clone().requires_grad_(True)
-            logits = defended.logits(pixels, draws)
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), pixels, allow_unused=True)
-
-        seconds = []
-        for work in (forward, both):
-            work()
-            before = time.perf_counter()
-            work()
-            seconds.append((time.perf_counter() - before) / len(batch))
-        return seconds[0], max(seconds)
-
-    def _cost(self, entry: Entry, count: int, forward: float, both: float) -> float:
-        attack: Attack = build(entry.attack, attacks)
-        each = both if attack.access == "gradients" else forward
-        return count * ((attack.passes or 1) * each + 2 * self.draws * forward)
+    def _cost(self, entry: Entry, count: int, pace: Pace) -> float:
+        """Return the seconds that an attack of the suite and its scoring take."""
+        seconds, _ = pace.attack(build(entry.attack, attacks))
+        return count * (seconds + pace.scoring(self.draws))
 
     def _entries(self, defense: Defense, scale: float) -> list[Entry]:
         """Attacks that retrain a source come last: they may not fit."""
@@ -183,7 +165,7 @@ class Battery:
             if entry not in on_the_model:
                 self._attack(entry, self.target, size, pace)
 
-    def _attack(self, entry: Entry, target: Target, size: _Size, pace: tuple[float, float]) -> None:
+    def _attack(self, entry: Entry, target: Target, size: _Size, pace: Pace) -> None:
         cell = Cell(
             target=target,
             attack=entry.attack,
@@ -198,12 +180,12 @@ class Battery:
             epsilon=entry.threat.epsilon,
             scaled=entry.scaled,
         )
-        if own_models.is_given(target.model) and objects.needs_another_model(entry.attack):
+        if own_models.is_given(target.model) and suites.needs_another_model(entry.attack):
             needs = "it needs an independently trained copy of the model"
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
         key = plan(cell, self.workshop).key
-        cost, left = self._cost(entry, size.count, *pace), max(0.0, self._deadline.left)
+        cost, left = self._cost(entry, size.count, pace), max(0.0, self._deadline.left)
         stored = self.workshop.store.json_path("records", key).exists()
         if not stored and cost > left:
             needs = f"it needs about {duration(cost)}, {duration(left)} were left"
@@ -321,17 +303,13 @@ class Battery:
                 attack=str(spec), usable=0, found=0, random=0, refused=reason
             )
 
-    def _held(self, size: _Size, pace: tuple[float, float]) -> None:
+    def _held(self, size: _Size, pace: Pace) -> None:
         """The same weights with their randomness fixed: what falls then is held up by noise alone."""
         spec = self.target.defense
         held = dataclasses.replace(spec, parameters={**spec.parameters, "randomness": "fixed"})
-        entry = Entry(
-            name="randomness fixed",
-            why="the same weights with one mask for all images: what the randomness is worth",
-            attack=Spec("bpda", {"steps": "100", "keep": "best"}),
-            threat=self.threat,
-        )
-        self._attack(entry, dataclasses.replace(self.target, defense=held), size, pace)
+        target = dataclasses.replace(self.target, defense=held)
+        for entry in suites.expand("held", self.workshop.defense(target), self.threat):
+            self._attack(entry, target, size, pace)
 
     # --- what came of it ----------------------------------------------------------------------
 

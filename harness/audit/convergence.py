@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,18 +104,14 @@ def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
 
 def svg(found: Sequence[tuple[Point, Record | Failure]], title: str) -> bytes:
     """A panel for each axis: mean over draws with its interval, the vote, and the control."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from harness.results import style
 
     axes = list(dict.fromkeys(point.axis for point, _ in found))
-    settings: Any = {"svg.hashsalt": "harness", "svg.fonttype": "none", "font.size": 9}
-    settings |= {"text.parse_math": False}  # a $ in a file's name is a dollar
-    with pyplot.rc_context(settings):
-        figure, panels = pyplot.subplots(
-            1, len(axes), figsize=(3.4 * len(axes), 3.2), sharey=True, squeeze=False
-        )
+    with style.applied():
+        figure = Figure(figsize=(3.4 * len(axes), 3.2))
+        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)
         for panel, axis in zip(panels[0], axes, strict=True):
             rows = [
                 (point.value, result)
@@ -125,13 +120,9 @@ def svg(found: Sequence[tuple[Point, Record | Failure]], title: str) -> bytes:
             ]
             _panel(panel, axis, rows)
         panels[0][0].set_ylabel("accuracy")
-        panels[0][0].legend(frameon=False)
+        panels[0][0].legend()
         figure.suptitle(title, fontsize=10)
-        figure.tight_layout()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
-    return buffer.getvalue()
+    return style.encoded(figure, "svg")
 
 
 _LABELS = {
@@ -143,10 +134,9 @@ _LABELS = {
 }
 
 
-def _panel(panel: object, axis: str, rows: Sequence[tuple[float, Record]]) -> None:
-    from matplotlib.axes import Axes
+def _panel(panel: Any, axis: str, rows: Sequence[tuple[float, Record]]) -> None:
+    from harness.results import style
 
-    assert isinstance(panel, Axes)
     values = [value for value, _ in rows]
     means = [record.robust.mean for _, record in rows]
     bounds = [record.robust.interval for _, record in rows]
@@ -158,14 +148,14 @@ def _panel(panel: object, axis: str, rows: Sequence[tuple[float, Record]]) -> No
         yerr=[below, above],
         fmt="o-",
         capsize=2,
-        color="#1b4f8f",
+        color=style.BLUE,
         label="mean of draws",
     )
     if any(record.randomised for _, record in rows):
         votes = [record.robust.vote for _, record in rows]
-        panel.plot(values, votes, "s--", color="#b35806", markersize=4, label="vote")
+        panel.plot(values, votes, "s--", color=style.RED, markersize=4, label="vote")
     panel.plot(
-        values, [record.clean.mean for _, record in rows], ":", color="#777777", label="no attack"
+        values, [record.clean.mean for _, record in rows], ":", color=style.GREY, label="no attack"
     )
     if axis != "epsilon" and values:
         panel.set_xscale("log", base=2)
@@ -173,4 +163,3 @@ def _panel(panel: object, axis: str, rows: Sequence[tuple[float, Record]]) -> No
         panel.minorticks_off()
     panel.set_xlabel(_LABELS[axis])
     panel.set_ylim(-0.02, 1.02)
-    panel.grid(alpha=0.25)

@@ -10,6 +10,7 @@ from harness.results.audits import Audit
 from harness.results.paired import comparable
 from harness.results.records import Record
 from harness.results.statistics import in_percent
+from harness.results.tables import markdown_table
 from harness.results.worst_case import Worst, worst_case
 from harness.storage.progress import duration
 from harness.types import ThreatModel
@@ -89,8 +90,6 @@ def report(found: Audit, records: Mapping[str, Record]) -> str:
 
 
 def _table(found: Audit, records: Mapping[str, Record]) -> list[str]:
-    from tabulate import tabulate
-
     rows = []
     for tried in found.tried:
         record = records.get(tried.key)
@@ -99,7 +98,7 @@ def _table(found: Audit, records: Mapping[str, Record]) -> list[str]:
         rows.append(
             [
                 tried.name,
-                str(record.cell.attack).replace("|", "\\|"),
+                str(record.cell.attack),
                 f"{record.cell.threat.epsilon:.4g}",
                 in_percent(record.robust.mean, record.robust.interval),
                 f"{100 * record.robust.vote:.1f}",
@@ -110,7 +109,7 @@ def _table(found: Audit, records: Mapping[str, Record]) -> list[str]:
     if not rows:
         return ["Nothing was finished."]
     header = ["attack", "recipe", "epsilon", "robust [95 %]", "vote", "one draw", "flags"]
-    text = tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
+    text = markdown_table(header, rows)
     clean = next(iter(records[t.key] for t in found.tried if t.key in records)).clean
     control = (
         f"Control at epsilon 0: {100 * clean.mean:.1f} mean, {100 * clean.vote:.1f} vote, "

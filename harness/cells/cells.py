@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from harness import registry
 from harness.types import HarnessError, Spec, ThreatModel, Training
 
 Augment = Literal["none", "crop", "crop-flip"]
@@ -65,11 +66,11 @@ class Target:
 
     @property
     def label(self) -> str:
-        """`menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
+        """Return the name in tables: `menet-nuc`, `menet-nuc adversarial`, or the registry's alias."""
         if self.training.kind != "adversarial":
             return str(self.defense)
-        madry = self.defense == Spec("vanilla")
-        return "madry" if madry else f"{self.defense} adversarial"
+        alias = registry.defenses.alias_of(str(self.defense), self.training.kind)
+        return alias or f"{self.defense} adversarial"
 
     @property
     def schooling(self) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from harness.cli.options import DATA, RESULTS, STRICT, assignments, target_options, typed
+from harness.registry import attacks
 from harness.types import HarnessError, number
 
 
 @click.command()
 @target_options
-@click.option("--attack", default="bpda", show_default=True)
+@click.option("--attack", default=attacks.default, show_default=True)
 @click.option("--steps", "steps_values", help="Gradient steps, such as 10,20,40,80.")
 @click.option("--eot", "eot_values", help="Draws a step, such as 1,4,16.")
 @click.option("--restarts", "restarts_values", help="Restarts, such as 1,2,4.")

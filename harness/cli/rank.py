@@ -23,7 +23,9 @@ def rank(datasets: tuple[str, ...], images: int, output: Path, data_dir: Path | 
     from harness.paper import protocol
     from harness.paper.figures import draw
     from harness.paper.figures.images import rank_data
+    from harness.results import style
     from harness.storage.progress import reporter
 
-    found = rank_data(datasets, images, data_dir=data_dir, report=reporter())
-    draw.save(draw.draw_ranks(protocol.load("figure1"), found), output, "rank")
+    figure = protocol.load("figure1")
+    found = rank_data(datasets, images, figure.defenses[0], data_dir=data_dir, report=reporter())
+    style.save(draw.draw_ranks(figure, found), output, "rank")

@@ -26,6 +26,7 @@ def reconstruct(
     from harness.paper import protocol
     from harness.paper.figures import draw
     from harness.paper.figures.images import mask_data
+    from harness.results import style
     from harness.storage.progress import reporter
 
     table = protocol.load("figure2")
@@ -37,4 +38,4 @@ def reconstruct(
         data_dir=data_dir,
         report=reporter(),
     )
-    draw.save(draw.draw_masks(table, found), output, "reconstruct")
+    style.save(draw.draw_masks(table, found), output, "reconstruct")

@@ -24,6 +24,7 @@ from harness.cli.options import (
     scale_options,
     typed,
 )
+from harness.registry import defenses
 
 if TYPE_CHECKING:
     from harness.cells.cells import Cell
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--dataset", default="digits", show_default=True)
 @click.option(
-    "--defense", "defenses", multiple=True, default=["vanilla"], help="Repeat. Default: vanilla."
+    "--defense",
+    "defenses",
+    multiple=True,
+    default=[defenses.default],
+    help=f"Repeat. Default: {defenses.default}.",
 )
 @click.option("--attack", "attacks", multiple=True, required=True, help="Repeat for a matrix.")
 @click.option(

@@ -21,8 +21,9 @@ from harness.spec import build
 from harness.storage import keys
 from harness.storage.progress import duration
 from harness.targets.defended import Defended
-from harness.types import Attack, Dataset, HarnessError
+from harness.types import Attack, Batch, Dataset, HarnessError
 
+_UNKNOWN_PASSES = 1000
 _LEAST_SECONDS, _MOST_REPEATS, _SLOW = 0.15, 5, 1.0
 
 
@@ -62,11 +63,28 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Seconds an image, of one pass each."""
+class Pace:
+    """Hold the seconds that an image takes in one pass through a defended model."""
 
     forward: float
     gradient: float
+    """A forward and a backward pass."""
+
+    def attack(self, attack: Attack) -> tuple[float, bool]:
+        """Return (seconds an image, whether the attack says how many passes it needs at most)."""
+        passes = attack.passes
+        one = self.gradient if attack.access == "gradients" else self.forward
+        return (_UNKNOWN_PASSES if passes is None else passes) * one, passes is not None
+
+    def scoring(self, draws: int) -> float:
+        """Return the seconds an image takes in the judge: it and its original under `draws` draws."""
+        return 2 * draws * self.forward
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs(Pace):
+    """Hold the seconds that an image takes in a pass of each kind."""
+
     transform: float
     train: float
     """One training step on images that are transformed already."""
@@ -96,10 +114,10 @@ def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
                         disk += _disk(wanted, runner)
                     trained.add(key)
                 cost = _costs(each.source, runner, costs, size)
-                spent, known = _attack(each.attack, cost)
+                spent, known = cost.attack(each.attack)
                 unknown += not known
                 attack += spent * len(test)
-                scoring += 2 * each.resolved.draws * cost.forward * len(test)
+                scoring += cost.scoring(each.resolved.draws) * len(test)
                 disk += 4 * test.images[0].numel() * len(test)
             except HarnessError as error:
                 workshop.reporter.say(f"not calibrated: {each.cell.attack}: {error}")
@@ -113,13 +131,6 @@ def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
         unknown=unknown,
         calibration=time.monotonic() - started,
     )
-
-
-def _attack(attack: Attack, cost: Costs) -> tuple[float, bool]:
-    """Seconds an image, and whether the attack says its passes."""
-    passes = attack.passes
-    one = cost.gradient if attack.access == "gradients" else cost.forward
-    return (1000 if passes is None else passes) * one, passes is not None
 
 
 def _training(target: Target, runner: Runner, cost: Costs) -> float:
@@ -216,21 +227,34 @@ def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) ->
             auxiliary=seconds_auxiliary / size,
         )
 
+    pace = measure_pace(defended, batch, draws)
+    return Costs(
+        forward=pace.forward,
+        gradient=pace.gradient,
+        transform=_timed(transform, device) / size,
+        train=seconds_train / size,
+        auxiliary=seconds_auxiliary / size,
+    )
+
+
+def measure_pace(defended: Defended, batch: Batch, draws: Draws) -> Pace:
+    """Time the passes of a batch through a defended model, on the device of its images."""
+    device = batch.images.device
+    quick = defended.quick(device)
+
     def forward() -> None:
         with torch.no_grad():
             defended.logits(batch.images, draws)
 
     def gradient() -> None:
-        pixels = batch.images.detach().requires_grad_(True)
+        pixels = batch.images.detach().clone().requires_grad_(True)
         loss = _loss(quick.logits(pixels, draws))
-        torch.autograd.grad(loss, pixels)
+        if loss.requires_grad:  # else the defense cuts the graph, and there is no backward pass
+            torch.autograd.grad(loss, pixels, allow_unused=True)
 
-    return Costs(
-        forward=_timed(forward, device) / size,
-        gradient=_timed(gradient, device) / size,
-        transform=_timed(transform, device) / size,
-        train=seconds_train / size,
-        auxiliary=seconds_auxiliary / size,
+    once = _timed(forward, device)
+    return Pace(
+        forward=once / len(batch), gradient=max(once, _timed(gradient, device)) / len(batch)
     )
 
 

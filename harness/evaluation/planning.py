@@ -69,7 +69,7 @@ class RunOptions:
 
     target: TargetOptions
     attack: AttackOptions
-    defenses: Sequence[str] = ("vanilla",)
+    defenses: Sequence[str] = (registry.defenses.default,)
     seeds: Sequence[int] = (0,)
 
 
@@ -142,7 +142,7 @@ def cells_on(
             )
         asked.setdefault(str(spec), (spec, threat))
     if given:
-        objects.refuse_copies([spec for spec, _ in asked.values()])
+        suites.refuse_copies([spec for spec, _ in asked.values()])
     notes: list[str] = []
     for name in filter(_is_suite, options.attacks):
         entries = suites.expand(
@@ -157,7 +157,7 @@ def cells_on(
             },
         )
         if given:
-            entries, left_out = objects.without_copies(entries)
+            entries, left_out = suites.without_copies(entries)
             notes += [f"{name} suite, {line}" for line in left_out]
         for entry in entries:
             asked.setdefault(str(entry.attack), (entry.attack, entry.threat))
@@ -214,11 +214,10 @@ def _is_suite(attack: str | Attack) -> bool:
 
 
 def _preset(text: str, training: Training) -> tuple[Spec, Training]:
-    """Return (defense, training) of a name; `madry` is no defense, trained adversarially."""
+    """Return (defense, training) of a name; an alias brings its own training."""
     spec = parse(text)
-    if spec.name == "madry":
-        return dataclasses.replace(spec, name="vanilla"), "adversarial"
-    return spec, training
+    plugin, alias_training = registry.defenses.meant(spec.name)
+    return dataclasses.replace(spec, name=plugin), alias_training or training
 
 
 def _with_options(

@@ -7,11 +7,12 @@ import functools
 import importlib.resources
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness.spec import parse
-from harness.types import Defense, HarnessError, Spec, ThreatModel
+from harness.registry import attacks, defenses
+from harness.spec import build, parse
+from harness.types import Attack, Defense, HarnessError, Spec, ThreatModel
 
 _LEAST = {"steps": 10, "eot": 2, "queries": 100, "samples": 16}
 """Below these no share of a budget goes."""
@@ -80,6 +81,39 @@ def expand(
             Entry(name=row["name"], why=row["why"], attack=spec, threat=ball, scaled=scaled)
         )
     return entries
+
+
+def needs_another_model(spec: Spec) -> bool:
+    """Tell whether an attack makes its images on a second, independently trained copy."""
+    attack: Attack = build(spec, attacks)
+    return attack.source is not None and attack.source.defense is None
+
+
+def without_copies(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """Return what of a suite serves a model that came with its weights, and a line for what does not."""
+    served = [entry for entry in entries if not needs_another_model(entry.attack)]
+    notes = [
+        f"{entry.name}: left out, it needs an independently trained copy of the model"
+        for entry in entries
+        if entry not in served
+    ]
+    return served, notes
+
+
+def refuse_copies(specs: Sequence[Spec]) -> None:
+    """Refuse an attack that a model with given weights cannot serve.
+
+    Raises:
+        HarnessError: it needs an independently trained copy of the model.
+    """
+    for spec in specs:
+        if needs_another_model(spec):
+            raise HarnessError(
+                f"{spec} needs an independently trained copy of the model; this one came with its "
+                "weights, and no independent copy can be made: let `harness run` train both (no "
+                f"--weights), or name another source (transfer(...,defense={defenses.default}))",
+                page="quickstart",
+            )
 
 
 def _radius(text: str | None, epsilon: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 import typing
@@ -10,16 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from harness.registry import nearest
 from harness.types import HarnessError
 
 T = TypeVar("T")
-
-
-def nearest(word: str, allowed: typing.Iterable[str]) -> str:
-    """`did you mean menet-nuc?`, or all that is allowed."""
-    known = list(allowed)
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
 def decode(text: str, kind: type[T], file: str) -> T:

@@ -14,8 +14,8 @@ from harness.cells import defaults
 from harness.cells.cells import Cell, Target
 from harness.paper import claims, protocol
 from harness.paper.claims import Claim
-from harness.paper.decoding import nearest
 from harness.paper.protocol import Column, Profile, Protocol, Row, Rule, Settings
+from harness.registry import defenses, nearest
 from harness.spec import parse
 from harness.types import HarnessError, Spec, ThreatModel
 
@@ -143,10 +143,10 @@ def dataset_of(name: str, profile: Profile, datasets: Mapping[str, str]) -> str:
 
 
 def training_of(settings: Settings) -> str:
-    """`pure` or `adversarial`; `madry` is the undefended model trained adversarially."""
+    """Return `pure` or `adversarial`: what the settings say, else what an alias of the defense means."""
     if settings.training is not None:
         return settings.training
-    return "adversarial" if _word(settings.defense or "") == "madry" else "pure"
+    return defenses.meant(_word(settings.defense or ""))[1] or "pure"
 
 
 def _rules(settings: Settings, profile: Profile, datasets: Mapping[str, str]) -> list[Rule]:
@@ -219,7 +219,7 @@ def _defense(text: str, profile: Profile) -> Spec:
         spec = dataclasses.replace(
             spec, parameters={**parse(f"x({extra})").parameters, **spec.parameters}
         )
-    return dataclasses.replace(spec, name="vanilla") if spec.name == "madry" else spec
+    return dataclasses.replace(spec, name=defenses.meant(spec.name)[0])
 
 
 def _attack(

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from harness.cells.cells import Precision
-from harness.paper.decoding import decode, line_of, nearest
+from harness.paper.decoding import decode, line_of
+from harness.registry import nearest
 from harness.types import HarnessError, Norm, Training
 
 Kind = Literal["table", "curve", "steps", "ranks", "masks", "features", "distances"]

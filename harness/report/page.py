@@ -24,7 +24,7 @@ from harness.paper.figures.data import Gallery, Picture
 from harness.paper.measured import Number, Results, Share, Verdict, percent, share, verdict
 from harness.paper.render import Reproduced, reproduced
 from harness.results import flags as audit
-from harness.results import summaries
+from harness.results import style, summaries
 from harness.results.records import Failure, Record
 from harness.results.statistics import in_percent
 from harness.results.tables import UNKNOWN
@@ -163,7 +163,7 @@ def _part(each: Reproduced, results: Results) -> Part:
     common: dict[str, Any] = {"name": table.name, "profile": profile.name}
     if table.kind != "table":
         drawing = draw.draw(table, profile, results)
-        svg, text = draw.rendered(drawing)
+        svg, text = style.rendered(drawing)
         lines = [table.caption + "."]
         if table.source:
             lines.append(f"After {table.source}.")

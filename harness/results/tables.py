@@ -151,18 +151,19 @@ def markdown(loaded: Loaded) -> str:
                 for column in columns:
                     if column in cells:
                         body.append([*start, column, cells[column]])
-        blocks += [_github(header, body), ""]
+        blocks += [markdown_table(header, body), ""]
     caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
     if any(column.startswith(_WORST) for cells in found.rows.values() for column in cells):
         caption += " Worst case: each image under the worst of its row's attacks."
     return "\n".join([*blocks, caption, *(f"  {note}" for note in found.notes)]) + "\n"
 
 
-def _github(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a GitHub table, aligned to be read as text too; what a cell holds cannot break it."""
     from tabulate import tabulate
 
-    cells = [[escape_markdown(cell) for cell in row] for row in body]
-    return tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
+    heading, *cells = [[escape_markdown(cell) for cell in row] for row in (header, *body)]
+    return tabulate(cells, headers=heading, tablefmt="github", disable_numparse=True)
 
 
 def csv(loaded: Loaded) -> str:
@@ -222,8 +223,6 @@ def escape_markdown(text: str) -> str:
 
 def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
     """What `harness run` ends with: one line a cell."""
-    from tabulate import tabulate
-
     header = ["defense", "attack", "n", "clean (ε = 0)", "robust", "95 % interval", "one draw"]
     header += ["vote", "seconds", "images/s", "flags"]
     seeds = {result.cell.target.seed for result in results}
@@ -251,7 +250,7 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
                 " ".join(result.flags) or "none",
             ]
         )
-    return tabulate(body, headers=header, tablefmt="github", disable_numparse=True)
+    return markdown_table(header, body)
 
 
 def _rate(value: float) -> str:

@@ -1,15 +1,16 @@
-"""A user's model: from the words of the command line to a checked classifier.
+"""Turn a user's model from the words of the command line into a checked classifier.
 
-How its weights are read is the business of the model plugin `own`; here stands what the engine asks of any
-model that was not trained here: whether it takes these images at all, and whether it was handed the range
-of pixels that it was trained on.
+How its weights are read is the business of the registered model that is `given`; the engine asks of any
+model that was not trained here whether it takes these images at all, and whether it was handed the range of
+pixels that it was trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,8 @@ LITTLE = 0.5
 GIVEN = TrainingPlan(kind="given", epochs=0)
 """The training of a model that came with its weights."""
 
-_USUAL: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "inside": ((0.0,), (1.0,)),
-    "bytes": ((0.0,), (1 / 255,)),
-    "half": ((0.5,), (0.5,)),
-    "mnist": ((0.1307,), (0.3081,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Ranges that models are trained on, by the word for --normalisation: (mean, std)."""
+_TRIED = ("inside", "bytes", "half", "mnist", "cifar10", "imagenet")
+"""Words for --normalisation whose ranges a probe tries. That of cifar100 is too near to cifar10's."""
 _MEANING = {
     "inside": "pixels in [0, 1]",
     "bytes": "pixels from 0 to 255",
@@ -48,12 +42,11 @@ _MEANING = {
 
 
 def specification(model: Spec, *, weights: str | None, normalisation: str | None) -> Spec:
-    """The model that `--model`, `--weights` and `--normalisation` name together.
+    """Return the model that `--model`, `--weights` and `--normalisation` name together.
 
     Raises:
         HarnessError: a normalisation of a model that is trained here.
     """
-    library = model.name.partition(":")[0]
     complete = model.name.endswith(".pt2")
     if weights is None and not complete:
         if normalisation is not None:
@@ -62,25 +55,36 @@ def specification(model: Spec, *, weights: str | None, normalisation: str | None
                 page="quickstart",
             )
         return model
-    stated = normalisation or (
-        "timm" if library == "timm" and weights == "pretrained" else "inside"
-    )
+    name, make = _given()
     parameters = {
         **model.parameters,
         "build": model.name,
-        "normalisation": stated,
+        "normalisation": normalisation or make.usual_normalisation(model.name, weights),
         **({"weights": weights} if weights else {}),
     }
-    return Spec("own", parameters)
+    return Spec(name, parameters)
+
+
+def _given() -> tuple[str, Any]:
+    """Return (name, maker) of the registered model that takes weights of the user.
+
+    Its maker has `given`, and the hooks `usual_normalisation(build, weights)`, `moments(word,
+    channels)` and `with_normalisation(network, channels, word)`.
+    """
+    return next((entry.name, entry.make) for entry in models if _is_given(entry.make))
+
+
+def _is_given(make: object) -> bool:
+    return bool(getattr(make, "given", False))
 
 
 def is_given(model: Spec) -> bool:
-    """Whether a model comes with its weights, so that it is never trained here."""
-    return bool(getattr(models.get(model.name), "given", False))
+    """Tell whether a model comes with its weights, so that it is never trained here."""
+    return _is_given(models.get(model.name))
 
 
 def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
-    """The training of a target: none, where the model comes with its weights.
+    """Return the training of a target: none, where the model comes with its weights.
 
     Raises:
         HarnessError: adversarial training of such a model.
@@ -90,7 +94,7 @@ def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
     if training.kind == "adversarial":
         raise HarnessError(
             "a model that comes with its weights is not trained here: leave out --training adversarial "
-            "and madry, or leave out --weights",
+            "and defenses that mean it, or leave out --weights",
             page="quickstart",
         )
     return GIVEN
@@ -98,7 +102,7 @@ def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a model answers on images that it should know."""
+    """Hold what a model answers on images that it should know."""
 
     count: int
     accuracy: float
@@ -112,7 +116,7 @@ class Probe:
 
 
 def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
-    """Whether a given model takes these images, and in the range that it was handed.
+    """Check that a given model takes these images, and in the range that it was handed.
 
     Raises:
         HarnessError: it does not take them, has another number of classes, or does clearly better with
@@ -135,7 +139,7 @@ def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
 
 
 def wrong_range(found: Probe) -> HarnessError:
-    """What to raise for a model that was handed pixels of a range it does not know."""
+    """Return the error for a model that was handed pixels of a range it does not know."""
     meaning = _MEANING.get(found.better, f"pixels normalised as {found.better}")
     message = (
         f"the model is {found.chance}, but on {found.better_accuracy:.0%} if it is handed {meaning}: "
@@ -148,19 +152,19 @@ def wrong_range(found: Probe) -> HarnessError:
 
 
 def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
-    """`network` behind the normalisation that a word of --normalisation names."""
-    wrapped: nn.Module = models.get("own").behind(network, channels, normalisation)  # type: ignore[attr-defined]
+    """Put `network` behind the normalisation that a word of --normalisation names."""
+    wrapped: nn.Module = _given()[1].with_normalisation(network, channels, normalisation)
     return wrapped
 
 
 def seen(defended: Defended, batch: Batch) -> Tensor:
-    """What the classifier sees of a batch, under one draw."""
+    """Return what the classifier sees of a batch, (N, C, H, W), under one draw."""
     with torch.no_grad():
         return defended.transform(batch.images, Draws(0, batch.ids, Role.VERIFY))
 
 
 def answer(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, K) logits.
+    """Return the (N, K) logits of `images` (N, C, H, W).
 
     Raises:
         HarnessError: the model does not take these images, or returns anything but (N, K) numbers.
@@ -184,7 +188,7 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probe(model: nn.Module, images: Tensor, labels: Tensor) -> Probe:
-    """Accuracy as handed, and under every usual range in place of the declared one.
+    """Measure accuracy as handed, and under every usual range in place of the declared one.
 
     A range is `better` where a paired test is sure of it (McNemar 1947) and the difference matters. The
     model's own first layer, where it is a declared normalisation, is left out for the comparison.
@@ -195,23 +199,29 @@ def probe(model: nn.Module, images: Tensor, labels: Tensor) -> Probe:
     accuracy = float(own.float().mean())
     channels = images.shape[1]
     best, best_accuracy = "", accuracy
-    for word, (mean, std) in _USUAL.items():
-        if len(mean) not in (1, channels):
+    _, make = _given()
+    for word in _TRIED:
+        mean, std = make.moments(word, channels)
+        if mean is not None and len(mean) != channels:
             continue
-        shifted = (images - images.new_tensor(mean).reshape(1, -1, 1, 1)) / images.new_tensor(
-            std
-        ).reshape(1, -1, 1, 1)
+        shifted = images
+        if mean is not None:
+            shifted = (images - _by_channel(images, mean)) / _by_channel(images, std)
         other = answer(bare, shifted).argmax(dim=1) == labels
         share = float(other.float().mean())
         gained, lost = int((other & ~own).sum()), int((own & ~other).sum())
-        sure = mcnemar(gained, lost) < SIGNIFICANCE / len(_USUAL)
+        sure = mcnemar(gained, lost) < SIGNIFICANCE / len(_TRIED)
         if sure and share - accuracy > SMALLEST and share > best_accuracy:
             best, best_accuracy = word, share
     return Probe(len(labels), accuracy, best, best_accuracy)
 
 
+def _by_channel(images: Tensor, values: Sequence[float]) -> Tensor:
+    return images.new_tensor(values).reshape(1, -1, 1, 1)
+
+
 def doubt(found: Probe, classes: int) -> str:
-    """A line for a model that knows its images hardly better than chance; empty where it does."""
+    """Return a line for a model that knows its images hardly better than chance; empty where it does."""
     width = 2 * math.sqrt((1 / classes) * (1 - 1 / classes) / max(found.count, 1))
     if found.accuracy > 1 / classes + width:
         return ""

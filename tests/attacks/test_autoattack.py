@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from harness.attacks.autoattack import AutoAttack
-from harness.attacks.guest import seed_of, seeded
+from harness.attacks.libraries.autoattack import AutoAttack
+from harness.attacks.libraries.guarded import seed_of, seeded
 from harness.attacks.pgd import PGD
 from harness.evaluation.judge import check_images
 from harness.types import HarnessError, ThreatModel

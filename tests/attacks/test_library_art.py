@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.attacks.fgsm import FGSM
-from harness.attacks.guest import seeded
+from harness.attacks.libraries.guarded import seeded
 from harness.evaluation.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, HarnessError, ThreatModel

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.attacks import starting_points
 from harness.attacks.fgsm import FGSM
-from harness.attacks.foolbox_attacks import Foolbox
-from harness.attacks.guest import Guarded, seeded
+from harness.attacks.libraries.foolbox import starting_points
+from harness.attacks.libraries.foolbox.attack import Foolbox
+from harness.attacks.libraries.guarded import Guarded, seeded
 from harness.evaluation.judge import check_images
 from harness.registry import attacks
 from harness.types import Batch, Defense, HarnessError, ThreatModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.attacks.minimum_norm import Boundary, CarliniWagnerL2, HopSkipJump
+from harness.attacks.libraries.foolbox.minimum_norm import Boundary, CarliniWagnerL2, HopSkipJump
 from harness.registry import attacks
 from harness.types import HarnessError, ThreatModel
 

@@ -12,11 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from harness.attacks import library
-from harness.attacks.guest import ALLOWANCE, BudgetSpent, Guarded, in_box, seed_of, seeded, settle
-from harness.attacks.library_parameters import convert, parse
+from harness.attacks.libraries.guarded import (
+    ALLOWANCE,
+    BudgetSpent,
+    Guarded,
+    in_box,
+    seed_of,
+    seeded,
+    settle,
+)
+from harness.attacks.libraries.parameters import convert, parse
 from harness.evaluation.judge import NOT_FINITE, OUTSIDE_BOX, check_images
-from harness.registry import attacks
+from harness.registry import attacks, imported
 from harness.types import Batch, HarnessError, ThreatModel
 
 from .conftest import Noisy, Rounding, draws_of, view_of
@@ -288,7 +295,7 @@ def test_what_cannot_serve_is_refused_before_it_starts(name, parameters, message
 
 def test_a_missing_library_names_the_line_that_installs_it():
     with pytest.raises(HarnessError, match="pip install no-such-thing"):
-        library.imported("no_such_module", "no-such-thing")
+        imported("no_such_module", "no-such-thing")
 
 
 # Listing

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.features import last_linear, penultimate
 from harness.models.normalise import Normalise
 from harness.registry import models
+from harness.targets.features import last_linear, penultimate
 from harness.types import HarnessError
 
 torch.set_num_threads(1)
@@ -231,3 +231,12 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_a_model_s_own_penultimate_features_are_taken() -> None:
+    class Own(nn.Module):
+        def penultimate(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :5]
+
+    images = torch.rand(3, 1, 4, 4)
+    assert torch.equal(penultimate(Own(), images), images.flatten(1)[:, :5])

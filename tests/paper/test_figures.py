@@ -107,7 +107,7 @@ def test_approximate_rank_is_that_of_its_singular_values() -> None:
     from harness.datasets.data import load
 
     dataset = load("digits", "test").first(20)
-    found = images.ranks(dataset, 20, Silent())
+    found = images.ranks(dataset, 20, Silent(), images.ranking("menet-usvt"))
     energy = np.linalg.svd(dataset.batch(slice(0, 20)).images[:, 0].double().numpy())[1] ** 2
     share = energy.cumsum(1) / energy.sum(1, keepdims=True)
     wanted = (share < 0.9).sum(1) + 1
@@ -182,3 +182,8 @@ def test_a_trace_is_the_mean_over_the_seeds(tmp_path: Path) -> None:
     measured = [float(row["measured"]) for row in found if row["measured"]]
     assert measured and measured == pytest.approx([first.accuracy - 0.1] * len(measured))
     assert {len(row["key"].split()) for row in found if row["measured"]} == {2}  # a record a seed
+
+
+def test_a_defense_without_the_hook_ranks_nothing() -> None:
+    with pytest.raises(HarnessError, match="approximate_rank"):
+        images.ranking("vanilla")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import msgspec
 import pytest
@@ -80,3 +81,12 @@ def test_models_of_one_description_share_a_row_and_its_lowest_worst_case(cell: C
         columns = [name.strip() for name in head.split("|")]
         (worst,) = (k for k, name in enumerate(columns) if name.startswith("worst case"))
         assert row.split("|")[worst].split()[0] == "0.0"
+
+
+def test_no_cell_breaks_a_table() -> None:
+    """A name with a column's sign, or a line's end, is one cell; so is a heading."""
+    hostile = "a|b\nc<d"
+    lines = tables.markdown_table(["x|y", "z"], [[hostile, "1"]]).split("\n")
+    assert len(lines) == 3
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
+    assert "<d" not in lines[2]

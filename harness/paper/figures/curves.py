@@ -1,9 +1,9 @@
-"""Curves of robust accuracy: against steps with the paper's own behind, epsilon, draws, queries."""
+"""Draw curves of robust accuracy: against steps with the paper's own behind, epsilon, draws, queries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -13,17 +13,13 @@ from harness.paper.claims import Claim
 from harness.paper.expansion import steps_of, training_of
 from harness.paper.measured import Number, Results, Share
 from harness.paper.protocol import Profile, Protocol, headings
-
-if TYPE_CHECKING:
-    from harness.paper.figures.draw import Drawing
+from harness.results.style import COLOURS, DARK, GREY, MARKERS, Drawing
 
 Point = tuple[float, Share]
 
 
 def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """A panel for each value of the first label: what was measured, and the paper's curve behind it."""
-    from harness.paper.figures.draw import COLOURS, MARKERS, Drawing
-
+    """Draw a panel for each value of the first label: what was measured, and the paper's curve behind it."""
     numbers = results.numbers(table, profile)
     panels = list(dict.fromkeys(row.labels[0] for row in table.rows))
     methods = list(dict.fromkeys(row.labels[-1] for row in table.rows))
@@ -75,9 +71,7 @@ def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
 
 
 def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """One panel: a line for each row, a point for each column."""
-    from harness.paper.figures.draw import COLOURS, MARKERS, Drawing
-
+    """Draw one panel: a line for each row, a point for each column."""
     numbers = results.numbers(table, profile)
     figure = Figure(figsize=(6.2, 3.9))
     axes = figure.add_subplot(1, 1, 1)
@@ -120,7 +114,7 @@ def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
     classes = {record.classes for number in numbers for record in number.records}
     if len(classes) == 1:
         chance = 100 / classes.pop()
-        line = axes.axhline(chance, color="#666666", linewidth=0.8, linestyle="-.")
+        line = axes.axhline(chance, color=GREY, linewidth=0.8, linestyle="-.")
         handles["chance"] = line
     axes.legend(list(handles.values()), list(handles))
     here = sorted({_where(number) for number in numbers if number.records})
@@ -132,7 +126,7 @@ def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
 
 
 def _trace(number: Number) -> list[Point]:
-    """What each number of steps would have left, mean over the seeds; its end is the number itself."""
+    """Return what each number of steps would have left, mean over the seeds; it ends at the number itself."""
     if not number.records or number.measured is None:
         return []
     last = steps_of(number.records[0].cell.attack)
@@ -174,7 +168,7 @@ def _measured(axes: Any, points: Sequence[Point], colour: str, marker: str) -> A
 
 
 def _keys(number: Number) -> str:
-    """Of the records behind a number, one a seed."""
+    """Return the keys of the records behind a number, one a seed."""
     return " ".join(record.key for record in number.records)
 
 
@@ -223,7 +217,7 @@ def _legend(figure: Any, handles: dict[str, Any], *, claimed: bool) -> None:
     shown = dict(handles)
     if claimed:
         shown["the paper's curve"] = Line2D(
-            [], [], color="#555555", linestyle=":", marker="o", markerfacecolor="none"
+            [], [], color=DARK, linestyle=":", marker="o", markerfacecolor="none"
         )
     if shown:
         figure.legend(

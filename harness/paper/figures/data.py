@@ -1,4 +1,4 @@
-"""What figures are drawn from, where it is not records: stored, so that drawing needs no torch."""
+"""Hold what figures are drawn from, where it is not records; stored, so that drawing needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "figure-data"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Approximate ranks of one dataset's images (ME-Net, Figure 1)."""
+    """Hold the approximate ranks of one dataset's images (ME-Net, Figure 1)."""
 
     dataset: str
     split: str
@@ -25,7 +25,7 @@ class Ranks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankData:
-    """Figure 1."""
+    """Hold what Figure 1 shows."""
 
     basis: str
     """Hash of what the data depends on."""
@@ -36,7 +36,7 @@ class RankData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image as bytes: (C, H, W) uint8, base64."""
+    """Hold one image as bytes: (C, H, W) uint8, base64."""
 
     shape: tuple[int, int, int]
     pixels: str
@@ -47,14 +47,14 @@ class Picture:
 
 
 def picture(shape: Sequence[int], octets: bytes) -> Picture:
-    """A picture of (C, H, W) bytes."""
+    """Make a picture of (C, H, W) bytes."""
     channels, height, width = shape
     return Picture(shape=(channels, height, width), pixels=base64.b64encode(octets).decode())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskData:
-    """Figure 2: one image, masked and rebuilt."""
+    """Hold what Figure 2 shows: one image, masked and rebuilt."""
 
     basis: str
     dataset: str
@@ -70,7 +70,7 @@ class MaskData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """The penultimate features of one model on clean or attacked images."""
+    """Hold the penultimate features of one model on clean or attacked images."""
 
     label: str
     attacked: bool
@@ -87,7 +87,7 @@ class Cloud:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureData:
-    """Figures 4 and 5."""
+    """Hold what Figures 4 and 5 show."""
 
     basis: str
     dataset: str
@@ -99,7 +99,7 @@ class FeatureData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One attacked image of the gallery."""
+    """Hold one attacked image of the gallery."""
 
     sample: int
     label: str
@@ -118,7 +118,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """Some images of one record."""
+    """Hold some images of one record."""
 
     key: str
     examples: tuple[Example, ...]
@@ -126,7 +126,7 @@ class Shelf:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """What the report shows of the attacked images."""
+    """Hold what the report shows of the attacked images."""
 
     basis: str
     shelves: tuple[Shelf, ...]

@@ -1,18 +1,11 @@
-"""The paper's figures, and three beyond it: SVG, PNG and the CSV behind them. Needs no torch.
-
-Drawn from records and from `figure_data`. The same data gives the same bytes: no dates, no random ids.
-"""
+"""Draw the paper's figures, and three beyond it, from records and from `figures.data`. Needs no torch."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from harness.paper.figures import curves
@@ -20,48 +13,20 @@ from harness.paper.figures.data import FOLDER as DATA
 from harness.paper.figures.data import FeatureData, MaskData, Picture, RankData
 from harness.paper.measured import Results
 from harness.paper.protocol import Profile, Protocol
-from harness.results.tables import guarded
-from harness.storage import store
+from harness.results import style
+from harness.results.style import Drawing
 
 FOLDER = "figures"
-# Okabe and Ito's palette, told apart with every common colour blindness; markers repeat what colours say.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PURPLE = "#B8A800", "#0072B2", "#D55E00", "#CC79A7"
-COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "harness",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.parse_math": False,  # a $ in a user's title is a dollar
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.constrained_layout.use": True,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """A figure and the rows behind it."""
-
-    figure: Any
-    header: tuple[str, ...]
-    rows: list[tuple[object, ...]]
 
 
 def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
-    """The three files of a figure under `figures/` of the results folder; a note where data is missing."""
+    """Write a figure's three files under `figures/` of the results folder; a note where data is missing."""
     drawing = draw(table, profile, results)
-    return save(drawing, results.store.results / FOLDER, table.name)
+    return style.save(drawing, results.store.results / FOLDER, table.name)
 
 
 def draw(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """A protocol's figure from what the results folder holds."""
+    """Draw a protocol's figure from what the results folder holds."""
     if table.kind == "ranks":
         return _stored(table, results, RankData, draw_ranks)
     if table.kind == "masks":
@@ -70,7 +35,7 @@ def draw(table: Protocol, profile: Profile, results: Results) -> Drawing:
         return _stored(table, results, FeatureData, draw_clouds)
     if table.kind == "distances":
         return _stored(table, results, FeatureData, draw_distances)
-    with matplotlib.rc_context(STYLE):
+    with style.applied():
         if table.kind == "steps":
             return curves.steps(table, profile, results)
         return curves.curve(table, profile, results)
@@ -89,60 +54,20 @@ def _stored(
 
 
 def empty(table: Protocol, reason: str) -> Drawing:
-    """A figure that says why there is none: never an old one."""
-    with matplotlib.rc_context(STYLE):
+    """Draw a figure that says why there is none: never an old one."""
+    with style.applied():
         figure = Figure(figsize=(6, 1.6))
         figure.suptitle(table.title)
         figure.text(0.5, 0.4, reason, ha="center", va="center", wrap=True)
     return Drawing(figure, ("reason",), [(reason,)])
 
 
-def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    """`name`.svg, .png and .csv."""
-    store.make_folder(folder)
-    svg, text = rendered(drawing)
-    files = {"svg": svg, "png": _bytes(drawing, "png"), "csv": text.encode()}
-    written = []
-    for suffix, content in files.items():
-        path = folder / f"{name}.{suffix}"
-        store.write_atomic(path, content)
-        written.append(path)
-    return written
-
-
-def rendered(drawing: Drawing) -> tuple[bytes, str]:
-    """(SVG, CSV) of a figure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(drawing.header)
-    writer.writerows([guarded(v) if isinstance(v, str) else v for v in row] for row in drawing.rows)
-    return _bytes(drawing, "svg"), text.getvalue()
-
-
-def _bytes(drawing: Drawing, form: str) -> bytes:
-    options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
-    if form == "png":
-        options = {"dpi": 150, "metadata": {"Software": None}}
-    file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        drawing.figure.savefig(file, format=form, **options)
-    return file.getvalue()
-
-
-def _styled(drawn: Callable[[Protocol, Any], Drawing]) -> Callable[[Protocol, Any], Drawing]:
-    def inside(table: Protocol, data: Any) -> Drawing:
-        with matplotlib.rc_context(STYLE):
-            return drawn(table, data)
-
-    return inside
-
-
 # --- Figure 1 ---------------------------------------------------------------------------------------
 
 
-@_styled
+@style.styled
 def draw_ranks(table: Protocol, data: RankData) -> Drawing:
-    """Histogram and empirical CDF of the approximate rank, a panel for each dataset."""
+    """Draw histogram and empirical CDF of the approximate rank, a panel for each dataset."""
     count = len(data.datasets)
     figure = Figure(figsize=(3.1 * count, 2.9))
     rows: list[tuple[object, ...]] = []
@@ -152,11 +77,11 @@ def draw_ranks(table: Protocol, data: RankData) -> Drawing:
         total = [sum(shares[: rank + 1]) for rank in range(len(shares))]
         low = next((rank for rank, share in enumerate(shares) if share), 0)
         span = range(low, len(shares))
-        axes.bar(span, shares[low:], color=ORANGE)
+        axes.bar(span, shares[low:], color=style.ORANGE)
         axes.set(xlabel="approximate rank", ylabel="share of images (bars)" if not place else "")
         axes.set_title(f"{each.dataset}\n{each.count:,} images, {each.height} x {each.width}")
         second = axes.twinx()
-        second.plot(span, total[low:], color=BLUE, marker="o", markersize=4)
+        second.plot(span, total[low:], color=style.BLUE, marker="o", markersize=4)
         second.spines["right"].set_visible(True)
         second.set_ylim(0, 1.03)
         second.grid(visible=False)
@@ -176,12 +101,14 @@ def draw_ranks(table: Protocol, data: RankData) -> Drawing:
 # --- Figure 2 ---------------------------------------------------------------------------------------
 
 
-@_styled
+@style.styled
 def draw_masks(table: Protocol, data: MaskData) -> Drawing:
-    """One image under masks, a row for what each defense makes of it."""
+    """Draw one image under masks, a row for what each defense makes of it."""
     columns, lines = len(data.probabilities), len(data.rows)
     figure = Figure(figsize=(0.95 * columns + 1.4, 1.02 * lines + 0.8))
     errors = dict(data.errors)
+    families = {name.rpartition("-")[0] for name in errors}
+    family = families.pop() + "-" if len(families) == 1 else ""
     for i, (name, pictures) in enumerate(data.rows):
         for j, each in enumerate(pictures):
             axes = figure.add_subplot(lines, columns, i * columns + j + 1)
@@ -191,7 +118,7 @@ def draw_masks(table: Protocol, data: MaskData) -> Drawing:
             if name in errors:
                 axes.set_xlabel(f"{errors[name][j]:.3f}", fontsize=7, labelpad=2)
             if j == 0:
-                axes.set_ylabel(name.replace("menet-", ""), rotation=0, ha="right", va="center")
+                axes.set_ylabel(name.removeprefix(family), rotation=0, ha="right", va="center")
     figure.suptitle(
         f"{table.title}: {data.label}, test image {data.sample} of {data.dataset}; "
         "below each its root mean square error"
@@ -221,9 +148,9 @@ def _show(axes: Any, picture: Picture) -> None:
 # --- Figures 4 and 5 --------------------------------------------------------------------------------
 
 
-@_styled
+@style.styled
 def draw_clouds(table: Protocol, data: FeatureData) -> Drawing:
-    """t-SNE, a panel for each model and kind of image; classes by colour and marker."""
+    """Draw t-SNE, a panel for each model and kind of image; classes by colour and marker."""
     if not data.clouds:
         return empty(table, "; ".join(data.missing))
     labels = list(dict.fromkeys(cloud.label for cloud in data.clouds))
@@ -243,9 +170,9 @@ def draw_clouds(table: Protocol, data: FeatureData) -> Drawing:
                 [cloud.x[i] for i in at],
                 [cloud.y[i] for i in at],
                 linestyle="",
-                marker=(*MARKERS, "<", ">")[number % 10],
+                marker=(*style.MARKERS, "<", ">")[number % 10],
                 markersize=4,
-                color=COLOURS[number % len(COLOURS)],
+                color=style.COLOURS[number % len(style.COLOURS)],
                 markeredgewidth=0,
                 label=name,
                 alpha=0.85,
@@ -260,9 +187,9 @@ def draw_clouds(table: Protocol, data: FeatureData) -> Drawing:
     return Drawing(figure, ("model", "images", "class", "x", "y"), rows)
 
 
-@_styled
+@style.styled
 def draw_distances(table: Protocol, data: FeatureData) -> Drawing:
-    """Empirical CDFs of the distances within and among classes."""
+    """Draw empirical CDFs of the distances within and among classes."""
     if not data.clouds:
         return empty(table, "; ".join(data.missing))
     labels = list(dict.fromkeys(cloud.label for cloud in data.clouds))
@@ -279,9 +206,9 @@ def draw_distances(table: Protocol, data: FeatureData) -> Drawing:
             axes.plot(
                 values,
                 steps,
-                color=COLOURS[number % len(COLOURS)],
+                color=style.COLOURS[number % len(style.COLOURS)],
                 linestyle="--" if cloud.attacked else "-",
-                marker=MARKERS[number],
+                marker=style.MARKERS[number],
                 markevery=40,
                 markersize=4,
                 label=f"{cloud.label}, {state}",

@@ -1,4 +1,4 @@
-"""Penultimate features on clean and attacked images: what Figures 4 and 5, and the gallery, show."""
+"""Prepare penultimate features on clean and attacked images: what Figures 4 and 5, and the gallery, show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness import registry
 from harness.cells import defaults
 from harness.cells.cells import Cell
 from harness.evaluation.runner import Plan, Runner, plan
@@ -20,6 +19,7 @@ from harness.random import Draws, Role
 from harness.results.records import Record
 from harness.storage import keys, store
 from harness.targets.defended import Defended
+from harness.targets.features import penultimate
 from harness.types import Batch, HarnessError
 
 QUANTILES = 200
@@ -46,7 +46,7 @@ def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runn
 
 
 def attacked(current: Plan, runner: Runner) -> dict[int, Tensor]:
-    """The stored images of a cell by position in the test set; empty where they were cleaned away."""
+    """Return the stored images of a cell by position in the test set; empty where they were cleaned away."""
     found: dict[int, Tensor] = {}
     folder = runner.store.progress_folder(current.generation_key)
     for path in sorted(folder.glob("[!.]*.safetensors")):
@@ -100,7 +100,6 @@ def _features(
 def _cloud(
     label: str, changed: bool, defended: Defended, batch: Batch, pixels: Tensor, seed: int
 ) -> Cloud:
-    penultimate = images.helper(f"{registry.models.package}.features").penultimate
     draws = Draws(seed, batch.ids, Role.SCORE)
     vectors, right = [], 0
     with torch.no_grad():
@@ -125,7 +124,7 @@ def _cloud(
 
 
 def _distances(features: Tensor, labels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Quantiles of the Euclidean distances between pairs of one class, and of two."""
+    """Return quantiles of the Euclidean distances between pairs of one class, and of two."""
     first, second = torch.triu_indices(len(labels), len(labels), offset=1)
     distances = torch.pdist(features.double())
     same = labels[first] == labels[second]
@@ -141,7 +140,7 @@ def _quantiles(values: Tensor) -> tuple[float, ...]:
 
 
 def _embedded(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The plane of t-SNE (van der Maaten and Hinton 2008), from a fixed start."""
+    """Return the plane of t-SNE (van der Maaten and Hinton 2008), from a fixed start."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))

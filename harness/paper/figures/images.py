@@ -1,17 +1,16 @@
-"""Figures that look at images alone: approximate ranks, and masks with their reconstructions."""
+"""Prepare figures that look at images alone: approximate ranks, and masks with their reconstructions."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness import registry
 from harness.datasets import data
+from harness.paper import protocol
 from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
@@ -24,14 +23,8 @@ from harness.types import Dataset, Defense, HarnessError
 _CHUNK = 1000
 
 
-def helper(module: str) -> Any:
-    """Import a module of pure functions that stands beside plugins (`harness.defenses.estimation`): the
-    engine names no plugin package, the registries know theirs."""
-    return importlib.import_module(module)
-
-
 def to_picture(image: Tensor) -> Picture:
-    """(C, H, W) in [0, 1] -> eight bits."""
+    """Turn an image (C, H, W) in [0, 1] into eight bits a value."""
     octets = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return picture(octets.shape, octets.contiguous().numpy().tobytes())
 
@@ -39,9 +32,26 @@ def to_picture(image: Tensor) -> Picture:
 # --- ranks (Figure 1) -------------------------------------------------------------------------------
 
 
-def ranks(dataset: Dataset, count: int, report: Reporter) -> Ranks:
-    """Approximate ranks of the first `count` images."""
-    approximate_rank = helper(f"{registry.defenses.package}.estimation").approximate_rank
+Ranking = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W) to approximate ranks (N,) int64."""
+
+
+def ranking(text: str) -> Ranking:
+    """Return the hook `approximate_rank` of the defense that a text names.
+
+    Raises:
+        HarnessError: the defense has none.
+    """
+    found: Ranking | None = getattr(build(parse(text), registry.defenses), "approximate_rank", None)
+    if found is None:
+        raise HarnessError(
+            f"defense {text} does not rank images: it needs a method approximate_rank(images)"
+        )
+    return found
+
+
+def ranks(dataset: Dataset, count: int, report: Reporter, approximate_rank: Ranking) -> Ranks:
+    """Count the approximate ranks of the first `count` images."""
     part = dataset.first(count)
     found = []
     with report.task(f"ranks of {dataset.name}", len(part)) as task:
@@ -64,14 +74,16 @@ def ranks(dataset: Dataset, count: int, report: Reporter) -> Ranks:
 def rank_data(
     names: Sequence[str],
     count: int,
+    defense: str,
     *,
     data_dir: Path | None,
     report: Reporter,
     kept: RankData | None = None,
 ) -> RankData:
-    """Ranks of several datasets, test splits; those that are not here are named.
+    """Count the ranks of several datasets' test images; datasets that are not here are named.
 
     Args:
+        defense: the one whose hook `approximate_rank` ranks the images.
         kept: what an earlier run found; taken as it is where it is of the same images.
     """
     loaded, missing = [], []
@@ -82,12 +94,13 @@ def rank_data(
             missing.append(f"{name}: {error}")
     if not loaded:
         raise HarnessError("; ".join(missing))
-    basis = keys.key([[(each.name, each.digest) for each in loaded], count, missing])
+    basis = keys.key([[(each.name, each.digest) for each in loaded], count, defense, missing])
     if kept is not None and kept.basis == basis:
         return kept
+    rank = ranking(defense)
     return RankData(
         basis=basis,
-        datasets=tuple(ranks(each, count, report) for each in loaded),
+        datasets=tuple(ranks(each, count, report, rank) for each in loaded),
         missing=tuple(missing),
     )
 
@@ -104,7 +117,7 @@ def mask_data(
     data_dir: Path | None,
     report: Reporter,
 ) -> MaskData:
-    """One test image under masks of every probability, and what each defense makes of it.
+    """Put one test image under masks of every probability, and what each defense makes of it.
 
     A defense must have `p_low` and `p_high`; all see the same masks.
     """
@@ -159,7 +172,9 @@ def prepare(
     if table.kind == "ranks":
         count = min(table.images, profile.images or table.images)
         kept = store.read_spare(FOLDER, table.name, RankData)
-        found: object = rank_data(names, count, data_dir=data_dir, report=report, kept=kept)
+        # A table of one's own may leave out who ranks: then as in the paper's figure.
+        ranked = (table.defenses or protocol.load("figure1").defenses)[0]
+        found: object = rank_data(names, count, ranked, data_dir=data_dir, report=report, kept=kept)
     else:
         found = mask_data(
             names[0], table.defenses, table.probabilities, data_dir=data_dir, report=report

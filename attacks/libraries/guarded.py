@@ -21,7 +21,7 @@ torchattacks leave the box by 1e-5). Anything larger goes to the judge as it is,
 
 
 class Guarded(nn.Module):
-    """A module images -> logits that grants one level of access: one-hot labels, scores without
+    """Answer images with logits, and grant one level of access: one-hot labels, scores without
     gradients, or all. Weights stay out of reach: the view's module holds none.
 
     `sticky` makes a randomised victim answer alike for an image that it was asked about before. Decision
@@ -50,7 +50,7 @@ class Guarded(nn.Module):
         self.eval()
 
     def onto(self, inner: nn.Module, ids: Tensor) -> Guarded:
-        """The same guard, its memory and its count, around a module of some of its samples."""
+        """Return the same guard, its memory and its count, around a module of some of its samples."""
         other = copy.copy(self)
         other._modules = {"inner": inner}
         other.ids = ids
@@ -74,7 +74,7 @@ class Guarded(nn.Module):
         return torch.softmax(logits, dim=1) if self.probabilities else logits
 
     def _answer(self, images: Tensor) -> Tensor:
-        """Scores or one-hot labels."""
+        """Return scores or one-hot labels."""
         logits: Tensor = self.inner(images)
         if self._answers is not None and len(images) == len(self.ids):
             rows = images.detach().cpu().flatten(1).numpy()
@@ -93,12 +93,12 @@ class Guarded(nn.Module):
 
 
 class BudgetSpent(Exception):
-    """The attack has made the queries that it was allowed."""
+    """End an attack that has made the queries that it was allowed."""
 
 
 @contextmanager
 def seeded(draws: Draws) -> Iterator[None]:
-    """Python's, numpy's and torch's global random states as a function of the draws, put back after."""
+    """Seed Python's, numpy's and torch's global random states by the draws; put them back after."""
     import numpy
 
     seed = seed_of(draws)
@@ -118,12 +118,12 @@ def seeded(draws: Draws) -> Iterator[None]:
 
 
 def seed_of(draws: Draws) -> int:
-    """A 31-bit seed from the samples and the place of the run: the same batch, the same attack."""
+    """Return a 31-bit seed from the samples and the place of the run: the same batch, the same attack."""
     return combine(*draws.bits(1, lane="library")[:, 0].tolist()) & 0x7FFF_FFFF
 
 
 def in_box(images: Tensor) -> Tensor:
-    """The images with rounding excess over [0, 1] cut off: foolbox asserts its bounds exactly.
+    """Return the images with rounding excess over [0, 1] cut off: foolbox asserts its bounds exactly.
 
     Raises:
         HarnessError: the excess is more than rounding.
@@ -135,7 +135,7 @@ def in_box(images: Tensor) -> Tensor:
 
 
 def settle(found: Tensor, batch: Batch, threat: ThreatModel, *, bounded: bool) -> Tensor:
-    """The images that the judge sees.
+    """Return the images that the judge sees.
 
     An image that is not finite is the original: not attacked. Excess over the box, and of a bounded
     attack over the ball, is projected away up to `ALLOWANCE`; larger excess stays for the judge to flag.

@@ -1,19 +1,19 @@
-"""Parameters of library attacks: text from the command line into what their constructors want."""
+"""Turn text from the command line into the parameters that the constructors of libraries want."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from harness.registry import nearest
 from harness.types import HarnessError
 
 
 def constructor(make: Callable[..., Any], leave: Sequence[str]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor, without those in `leave`."""
+    """Return the named parameters of a constructor, without those in `leave`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(make).parameters.values()
     return {
@@ -29,7 +29,7 @@ def convert(
     known: Mapping[str, inspect.Parameter],
     supplied: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The given parameters (values, or text from `-A key=value`) in the types that the constructor wants.
+    """Convert parameters (values, or text from `-A key=value`) to the types that the constructor wants.
 
     Raises:
         HarnessError: an unknown parameter, one that the harness passes, or text of the wrong type.
@@ -40,10 +40,7 @@ def convert(
         if name in known and name in supplied:
             raise HarnessError(f"{attack}: {name} comes from {supplied[name]}, not from -A {name}=")
         if name not in open_to_user:
-            near = difflib.get_close_matches(name, open_to_user, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else ""
-            hint = hint or f"it has {', '.join(open_to_user) or 'none'}"
-            raise HarnessError(f"{attack} has no parameter {name!r}: {hint}")
+            raise HarnessError(f"{attack} has no parameter {name!r}: {nearest(name, open_to_user)}")
         converted[name] = _converted(attack, known[name], value)
     for name, parameter in known.items():
         if name not in converted and name not in supplied and parameter.default is parameter.empty:
@@ -74,7 +71,7 @@ def _converted(attack: str, parameter: inspect.Parameter, value: Any) -> Any:
 
 
 def _wanted(parameter: inspect.Parameter) -> type | None:
-    """The type that a parameter's annotation names, else its default's; None where any will do."""
+    """Return the type that a parameter's annotation names, else its default's; None where any will do."""
     plain: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
     note = parameter.annotation
     written = note if isinstance(note, str) else getattr(note, "__name__", "")
@@ -86,7 +83,7 @@ def _wanted(parameter: inspect.Parameter) -> type | None:
 
 
 def parse(text: str) -> Any:
-    """A value written on the command line: true, none, 3, 0.5, 8/255, (2, 10); other text as it is."""
+    """Read a value of the command line: true, none, 3, 0.5, 8/255, (2, 10); other text as it is."""
     lowered = text.strip().lower()
     if lowered in ("true", "false"):
         return lowered == "true"

@@ -10,23 +10,24 @@ import abc
 import dataclasses
 from typing import Any
 
-from harness.attacks.foolbox_attacks import Foolbox
-from harness.attacks.library import BOTH
+from harness.attacks.libraries.foolbox.attack import Foolbox
+from harness.attacks.libraries.library_attack import BOTH
+from harness.attacks.parameters import at_least_one
 from harness.random import Draws
 from harness.registry import attacks
-from harness.types import Attack, Batch, HarnessError, Perturbed, ThreatModel, Victim
+from harness.types import Attack, Batch, Perturbed, ThreatModel, Victim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Nearest(Attack):
-    """A minimum-norm attack of foolbox under a name of its own. Abstract."""
+    """Give a minimum-norm attack of foolbox a name of its own. Abstract."""
 
     norms = BOTH
     bounded = False
 
     @abc.abstractmethod
     def foolbox(self) -> Foolbox:
-        """foolbox's attack with the parameters of this one."""
+        """Return foolbox's attack with the parameters of this one."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
         """Raises HarnessError where this attack cannot serve."""
@@ -51,7 +52,8 @@ class CarliniWagnerL2(_Nearest):
     initial_const: float = 1e-3
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps", "binary_search_steps")
+        for name in ("steps", "binary_search_steps"):
+            at_least_one(name, getattr(self, name))
 
     @property
     def passes(self) -> int:
@@ -78,7 +80,9 @@ class Boundary(_Nearest):
     source_step: float = 0.01
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps", "queries")
+        at_least_one("steps", self.steps)
+        if self.queries is not None:
+            at_least_one("queries", self.queries)
 
     @property
     def passes(self) -> int:
@@ -104,7 +108,10 @@ class HopSkipJump(_Nearest):
     """Queries of the first gradient estimate; the k-th takes the square root of k as many times more."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps", "queries", "initial_gradient_eval_steps")
+        for name in ("steps", "initial_gradient_eval_steps"):
+            at_least_one(name, getattr(self, name))
+        if self.queries is not None:
+            at_least_one("queries", self.queries)
 
     @property
     def passes(self) -> int:
@@ -115,10 +122,3 @@ class HopSkipJump(_Nearest):
         parameters: dict[str, Any] = dataclasses.asdict(self)
         queries = parameters.pop("queries")
         return Foolbox(name="HopSkipJumpAttack", parameters=parameters, queries=queries)
-
-
-def _at_least_one(attack: Attack, *names: str) -> None:
-    for name in names:
-        value = getattr(attack, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise HarnessError(f"{name} is {value!r}: it must be an integer of at least 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.attacks.library import BOTH, Sheet, refused
+from harness.attacks.libraries.library_attack import BOTH, Sheet, refused
 
 _L1 = "it bounds the L1 norm, the harness has linf and l2"
 _SIGNED = (
@@ -44,7 +44,7 @@ _ALIASES = {
 
 
 def _minimum(summary: str, access: str = "labels", note: str = "") -> Sheet:
-    """A minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
+    """Describe a minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
     return Sheet(summary=summary, access=access, norms=BOTH, bounded=False, note=note)  # type: ignore[arg-type]
 
 
@@ -132,6 +132,6 @@ STARTED = (
     "L2BrendelBethgeAttack",
     "LinfinityBrendelBethgeAttack",
 )
-"""Attacks that walk from a misclassified starting point. The bridge finds it (`starts.find`)."""
+"""Attacks that walk from a misclassified starting point. `starting_points.find` finds it."""
 
 BLACK_ON_FAILURE = ("L2CarliniWagnerAttack", "EADAttack")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.attacks import library
-from harness.attacks.foolbox_attacks import Foolbox, missing
-from harness.attacks.foolbox_sheets import SHEETS
+from harness.attacks.libraries import library_attack
+from harness.attacks.libraries.foolbox.attack import Foolbox, missing
+from harness.attacks.libraries.foolbox.catalogue import SHEETS
 from harness.registry import attacks
 
 
 @attacks.bridge("foolbox")
 def make(rest: str) -> Callable[..., Foolbox]:
-    """The attacks of foolbox by their class names: `foolbox:LinfPGD`."""
-    sheet = library.sheet_of("foolbox", SHEETS, rest)
+    """Find the attacks of foolbox by their class names: `foolbox:LinfPGD`."""
+    sheet = library_attack.sheet_of("foolbox", SHEETS, rest)
 
     def build(**parameters: Any) -> Foolbox:
         return Foolbox(name=rest, parameters=parameters)
@@ -24,10 +24,10 @@ def make(rest: str) -> Callable[..., Foolbox]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
     return [
         (name, summary, refusal or missing(name) or None)
-        for name, summary, refusal in library.listing("foolbox", SHEETS)
+        for name, summary, refusal in library_attack.listing("foolbox", SHEETS)
     ]
 
 

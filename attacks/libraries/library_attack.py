@@ -1,7 +1,7 @@
-"""What the bridges to foolbox, torchattacks and the toolbox share.
+"""Hold what the bridges to foolbox, torchattacks and the toolbox share.
 
-A library's attack is a guest: it sees the victim through `guest.Guarded`, draws its random numbers from a
-state that is seeded for it and put back after it, and its images go through `guest.settle` before the
+A library's attack is a guest: it sees the victim through `guarded.Guarded`, draws its random numbers from a
+state that is seeded for it and put back after it, and its images go through `guarded.settle` before the
 judge sees them. What is known of each attack stands in a `Sheet`, so that listing them imports no library.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
-import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -19,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.attacks.guest import Guarded, in_box, seeded, settle
-from harness.attacks.library_parameters import convert
+from harness.attacks.libraries.guarded import Guarded, in_box, seeded, settle
+from harness.attacks.libraries.parameters import convert
 from harness.random import Draws
+from harness.registry import nearest
 from harness.types import (
     Access,
     Attack,
@@ -38,7 +37,7 @@ BOTH: tuple[Norm, ...] = ("linf", "l2")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """What is known of one library attack before the library is imported."""
+    """Describe what is known of one library attack before the library is imported."""
 
     summary: str
     access: Access = "gradients"
@@ -60,13 +59,13 @@ class Sheet:
 
 
 def refused(summary: str, reason: str) -> Sheet:
-    """The sheet of an attack that cannot serve."""
+    """Describe an attack that cannot serve."""
     return Sheet(summary=summary, refusal=reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LibraryAttack(Attack):
-    """One attack of a library. Abstract: each bridge says how its library is called."""
+    """Run one attack of a library. Abstract: each bridge says how its library is called."""
 
     library: ClassVar[str]
     sheets: ClassVar[Mapping[str, Sheet]]
@@ -100,18 +99,18 @@ class LibraryAttack(Attack):
 
     @abc.abstractmethod
     def signature(self) -> Mapping[str, inspect.Parameter]:
-        """The constructor's parameters; imports the library."""
+        """Return the constructor's parameters; import the library."""
 
     @abc.abstractmethod
     def supplied(self) -> Mapping[str, str]:
-        """Parameters that the harness passes and the user may not, with where they come from."""
+        """Return the parameters that the harness passes and the user may not, with where they come from."""
 
     @abc.abstractmethod
     def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
-        """The library's images (N, C, H, W), from images in [0, 1] exactly."""
+        """Return the library's images (N, C, H, W), from images in [0, 1] exactly."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Refuse a victim or a ball that this attack cannot serve."""
         if threat.norm not in self.norms:
             raise HarnessError(
                 f"{self.library}:{self.name} does not serve norm {threat.norm}: "
@@ -143,7 +142,7 @@ class LibraryAttack(Attack):
         return Perturbed(settle(images, batch, threat, bounded=self.bounded))
 
     def guard(self, victim: Victim, batch: Batch, draws: Draws) -> Guarded:
-        """The victim with the access of this attack."""
+        """Return the victim with the access of this attack."""
         return Guarded(
             victim.module(batch, draws),
             batch.ids,
@@ -154,7 +153,7 @@ class LibraryAttack(Attack):
 
 
 def step_length(epsilon: float, steps: int) -> float:
-    """2.5 epsilon / steps, at most epsilon / 4, at least epsilon / steps: the rule of the native attacks.
+    """Return 2.5 epsilon / steps, at most epsilon / 4, at least epsilon / steps, as native attacks do.
 
     The libraries' fixed step sizes (2/255) are lost in a ball of 0.3 and leap out of one of 1/255.
     """
@@ -162,40 +161,22 @@ def step_length(epsilon: float, steps: int) -> float:
     return min(2.5 * least, max(epsilon / 4, least))
 
 
-def imported(module: str, package: str) -> Any:
-    """The module of an optional library.
-
-    Raises:
-        HarnessError: it is not installed (with the line that installs it).
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise HarnessError(
-            f"{package} does not import ({error}): `pip install {package}` brings it"
-        ) from error
-
-
 def sheet_of(library: str, sheets: Mapping[str, Sheet], name: str) -> Sheet:
-    """The sheet of a name.
+    """Return the sheet of a name.
 
     Raises:
         HarnessError: no such attack (with the nearest names).
     """
     if name in sheets:
         return sheets[name]
-    folded = {known.lower(): known for known in sheets}
-    near = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.4)
-    near += [key for key in folded if name.lower() in key and key not in near][: 3 - len(near)]
-    names = " or ".join(f"{library}:{folded[key]}" for key in near)
-    hint = f"did you mean {names}?" if near else "`harness list attacks --all` shows all"
+    hint = nearest(
+        name, sheets, prefix=f"{library}:", otherwise="`harness list attacks --all` shows all"
+    )
     raise HarnessError(f"{library} has no attack {name!r} here: {hint}")
 
 
 def listing(library: str, sheets: Mapping[str, Sheet]) -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of every attack of a library; imports nothing."""
+    """Return (name, summary, why it is refused or None) of each attack of a library; import nothing."""
     return [
         (f"{library}:{name}", sheet.summary, sheet.refusal or None)
         for name, sheet in sorted(sheets.items())

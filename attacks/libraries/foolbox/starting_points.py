@@ -18,7 +18,7 @@ HALVINGS = 10
 
 
 def find(model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-    """(N,) bool where a start was found, and the starts (N, C, H, W).
+    """Return where a start was found, (N,) bool, and the starts (N, C, H, W).
 
     An image that is misclassified as it stands is its own start, at distance zero. Otherwise the start
     is the nearer of uniform noise and the nearest image of the batch with another predicted class, each
@@ -52,7 +52,7 @@ def find(model: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _noise(model: nn.Module, batch: Batch, draws: Draws, open_: Tensor) -> tuple[Tensor, Tensor]:
-    """Uniform noise that is misclassified, and where some was found."""
+    """Return uniform noise that is misclassified, and where some was found."""
     found = torch.zeros_like(open_)
     noise = batch.images.clone()
     place = draws.at(role=Role.START)
@@ -68,7 +68,7 @@ def _noise(model: nn.Module, batch: Batch, draws: Draws, open_: Tensor) -> tuple
 
 
 def _approach(model: nn.Module, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-    """The misclassified point on the line from the start towards the image, by bisection."""
+    """Return the misclassified point on the line from the start towards the image, by bisection."""
     near = torch.zeros(len(images), device=images.device)
     far = torch.ones_like(near)
     best = start

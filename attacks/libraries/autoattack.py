@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.attacks.guest import Guarded, in_box, seed_of, seeded, settle
-from harness.attacks.library import BOTH, imported
+from harness.attacks.libraries.guarded import Guarded, in_box, seed_of, seeded, settle
+from harness.attacks.libraries.library_attack import BOTH
 from harness.random import Draws
-from harness.registry import attacks
+from harness.registry import attacks, imported
 from harness.types import Attack, Batch, HarnessError, Perturbed, ThreatModel, Victim
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -100,7 +100,7 @@ def _highest_loss(ensemble: Any, found: Tensor, images: Tensor, labels: Tensor) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps pyautoattack's advice off the screen, and puts back the trace function that its check for
+    """Keep pyautoattack's advice off the screen, and put back the trace function that its check for
     dynamic defenses removes (which would end a debugger or a coverage measurement)."""
     logger = logging.getLogger("auto-attack")
     level, trace = logger.level, sys.gettrace()

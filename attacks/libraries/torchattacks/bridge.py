@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.attacks import library
-from harness.attacks.guest import seed_of
-from harness.attacks.library import LibraryAttack
-from harness.attacks.library_parameters import constructor
-from harness.attacks.torchattacks_sheets import SHEETS
+from harness.attacks.libraries import library_attack
+from harness.attacks.libraries.guarded import seed_of
+from harness.attacks.libraries.parameters import constructor
+from harness.attacks.libraries.torchattacks.catalogue import SHEETS
 from harness.random import Draws
-from harness.registry import attacks
+from harness.registry import attacks, imported
 from harness.types import Batch, ThreatModel, Victim
 
 _THREAT = "the threat model (--epsilon, --norm)"
@@ -34,8 +33,8 @@ _NUDGE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Torchattacks(LibraryAttack):
-    """An attack of torchattacks."""
+class Torchattacks(library_attack.LibraryAttack):
+    """Run an attack of torchattacks."""
 
     library = "torchattacks"
     sheets = SHEETS
@@ -47,10 +46,10 @@ class Torchattacks(LibraryAttack):
         return _SUPPLIED
 
     def _class(self) -> Any:
-        return getattr(library.imported("torchattacks", "torchattacks"), self.name)
+        return getattr(imported("torchattacks", "torchattacks"), self.name)
 
     def arguments(self, threat: ThreatModel, draws: Draws, classes: int) -> dict[str, Any]:
-        """What the constructor is called with besides the model."""
+        """Return what the constructor is called with besides the model."""
         known = self.signature()
         arguments = dict(self.parameters)
         offered = {
@@ -66,7 +65,7 @@ class Torchattacks(LibraryAttack):
             # The library's 2/255 is lost in a ball of 0.3. FFGSM's one step is 1.25 epsilon.
             steps = arguments.get("steps", getattr(known.get("steps"), "default", 1))
             one_step = 1.25 * threat.epsilon
-            length = library.step_length(threat.epsilon, steps)
+            length = library_attack.step_length(threat.epsilon, steps)
             arguments["alpha"] = length if "steps" in known else one_step
         return arguments
 
@@ -89,8 +88,8 @@ class Torchattacks(LibraryAttack):
 
 @attacks.bridge("torchattacks")
 def make(rest: str) -> Callable[..., Torchattacks]:
-    """The attacks of torchattacks by their class names: `torchattacks:PGD`."""
-    sheet = library.sheet_of("torchattacks", SHEETS, rest)
+    """Find the attacks of torchattacks by their class names: `torchattacks:PGD`."""
+    sheet = library_attack.sheet_of("torchattacks", SHEETS, rest)
 
     def build(**parameters: Any) -> Torchattacks:
         return Torchattacks(name=rest, parameters=parameters)
@@ -100,8 +99,8 @@ def make(rest: str) -> Callable[..., Torchattacks]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
-    return library.listing("torchattacks", SHEETS)
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
+    return library_attack.listing("torchattacks", SHEETS)
 
 
 make.listing = listing  # for `harness list attacks --all`: the engine imports no plugin

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.attacks import library, starting_points
-from harness.attacks.foolbox_sheets import BLACK_ON_FAILURE, SHEETS, STARTED
-from harness.attacks.guest import BudgetSpent, Guarded
-from harness.attacks.library import LibraryAttack
-from harness.attacks.library_parameters import constructor
+from harness.attacks.libraries import library_attack
+from harness.attacks.libraries.foolbox import starting_points
+from harness.attacks.libraries.foolbox.catalogue import BLACK_ON_FAILURE, SHEETS, STARTED
+from harness.attacks.libraries.guarded import BudgetSpent, Guarded
+from harness.attacks.libraries.parameters import constructor
 from harness.random import Draws
+from harness.registry import imported
 from harness.types import Batch, HarnessError, ThreatModel, Victim
 
 _SUPPLIED = {
@@ -32,8 +33,8 @@ _SUPPLIED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Foolbox(LibraryAttack):
-    """An attack of foolbox."""
+class Foolbox(library_attack.LibraryAttack):
+    """Run an attack of foolbox."""
 
     library = "foolbox"
     sheets = SHEETS
@@ -55,12 +56,12 @@ class Foolbox(LibraryAttack):
         return _SUPPLIED
 
     def _class(self) -> Any:
-        module = library.imported("foolbox", "foolbox")
+        module = imported("foolbox", "foolbox")
         return getattr(module.attacks, self.name)
 
     def make(self, threat: ThreatModel) -> Any:
-        """The library's attack object."""
-        foolbox = library.imported("foolbox", "foolbox")
+        """Make the library's attack object."""
+        foolbox = imported("foolbox", "foolbox")
         arguments, known = dict(self.parameters), self.signature()
         if "distance" in known:
             arguments["distance"] = getattr(foolbox.distances, threat.norm)
@@ -70,7 +71,7 @@ class Foolbox(LibraryAttack):
             # Its relative step is made for its own number of steps; fewer cannot cross the ball.
             steps = arguments.get("steps", known["steps"].default)
             if steps * known["rel_stepsize"].default < 1:
-                arguments["rel_stepsize"] = library.step_length(1.0, steps)
+                arguments["rel_stepsize"] = library_attack.step_length(1.0, steps)
         return _corrected(self._class())(**arguments)
 
     def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
@@ -96,7 +97,7 @@ class Foolbox(LibraryAttack):
     def _call(
         self, model: Guarded, batch: Batch, threat: ThreatModel, options: dict[str, Any]
     ) -> Tensor:
-        foolbox = library.imported("foolbox", "foolbox")
+        foolbox = imported("foolbox", "foolbox")
         attack = self.make(threat)
         victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.images.device)
         target = foolbox.criteria.Misclassification(batch.labels)
@@ -112,13 +113,13 @@ class Foolbox(LibraryAttack):
 
 
 def missing(name: str) -> str:
-    """Why an attack cannot serve in this installation; empty where it can."""
+    """Return why an attack cannot serve in this installation; empty where it can."""
     needs_numba = "BrendelBethge" in name and importlib.util.find_spec("numba") is None
     return "it needs the package numba: `pip install numba`" if needs_numba else ""
 
 
 class Nearest:
-    """The nearest misclassified image (L2) of each sample among the queries; the original where none."""
+    """Remember the nearest (L2) misclassified image of each sample among the queries, else the original."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -136,7 +137,7 @@ class Nearest:
 
 
 def _corrected(make: Any) -> Any:
-    """foolbox's class, mended where batching breaks it.
+    """Return foolbox's class, mended where batching breaks it.
 
     HopSkipJump divides its estimated gradients by their norm over the whole batch, so that each image's
     step shrinks with the size of the batch; here each row has norm 1, as in Chen et al. (2020).

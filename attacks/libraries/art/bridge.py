@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.attacks import library
-from harness.attacks.art_sheets import PREDICTED, SHEETS
-from harness.attacks.library import LibraryAttack
-from harness.attacks.library_parameters import constructor
+from harness.attacks.libraries import library_attack
+from harness.attacks.libraries.art.catalogue import PREDICTED, SHEETS
+from harness.attacks.libraries.parameters import constructor
 from harness.random import Draws
-from harness.registry import attacks
+from harness.registry import attacks, imported
 from harness.types import Batch, HarnessError, ThreatModel, Victim
 
 _PACKAGE = "adversarial-robustness-toolbox"
@@ -42,8 +41,8 @@ _FREE = ("SimBA", "Wasserstein")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Toolbox(LibraryAttack):
-    """An attack of the toolbox."""
+class Toolbox(library_attack.LibraryAttack):
+    """Run an attack of the toolbox."""
 
     library = "art"
     sheets = SHEETS
@@ -67,10 +66,10 @@ class Toolbox(LibraryAttack):
             )
 
     def _class(self) -> Any:
-        return getattr(library.imported("art.attacks.evasion", _PACKAGE), self.name)
+        return getattr(imported("art.attacks.evasion", _PACKAGE), self.name)
 
     def arguments(self, threat: ThreatModel, count: int) -> dict[str, Any]:
-        """What the constructor is called with besides the classifier."""
+        """Return what the constructor is called with besides the classifier."""
         known = self.signature()
         arguments = dict(self.parameters)
         offered: dict[str, Any] = {
@@ -93,13 +92,13 @@ class Toolbox(LibraryAttack):
             # The toolbox's 0.1 leaps out of a ball of 8/255; Auto-PGD's own start is 2 epsilon.
             steps = arguments.get("max_iter", getattr(known.get("max_iter"), "default", 1))
             doubling = self.name.startswith(("Auto", "Rescaling"))
-            length = library.step_length(threat.epsilon, steps)
+            length = library_attack.step_length(threat.epsilon, steps)
             arguments["eps_step"] = 2 * threat.epsilon if doubling else length
         return arguments
 
     def run(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Tensor:
         images = batch.images
-        estimators = library.imported("art.estimators.classification", _PACKAGE)
+        estimators = imported("art.estimators.classification", _PACKAGE)
         # clip_values keep its attacks in [0, 1]; the class runs in evaluation mode and on the device
         # of the images; a loss is asked for even where none is used.
         model = self.guard(victim, batch, draws)
@@ -130,7 +129,7 @@ class Toolbox(LibraryAttack):
 
 @contextmanager
 def _multiprocess() -> Iterator[None]:
-    """The toolbox's AutoAttack imports the package multiprocess without declaring it, and uses it only
+    """Lend the toolbox's AutoAttack the package multiprocess, which it imports undeclared and uses only
     for a pool of processes, which the harness does not ask for."""
     if "multiprocess" in sys.modules:
         yield
@@ -144,8 +143,8 @@ def _multiprocess() -> Iterator[None]:
 
 @attacks.bridge("art")
 def make(rest: str) -> Callable[..., Toolbox]:
-    """The evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
-    sheet = library.sheet_of("art", SHEETS, rest)
+    """Find the evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
+    sheet = library_attack.sheet_of("art", SHEETS, rest)
 
     def build(**parameters: Any) -> Toolbox:
         return Toolbox(name=rest, parameters=parameters)
@@ -155,8 +154,8 @@ def make(rest: str) -> Callable[..., Toolbox]:
 
 
 def listing() -> list[tuple[str, str, str | None]]:
-    """(name, summary, why it is refused or None) of each attack; imports nothing."""
-    return library.listing("art", SHEETS)
+    """Return (name, summary, why it is refused or None) of each attack; import nothing."""
+    return library_attack.listing("art", SHEETS)
 
 
 make.listing = listing  # for `harness list attacks --all`: the engine imports no plugin

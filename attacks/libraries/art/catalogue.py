@@ -5,7 +5,7 @@ Data: imports nothing of the toolbox.
 
 from __future__ import annotations
 
-from harness.attacks.library import BOTH, Sheet, refused
+from harness.attacks.libraries.library_attack import BOTH, Sheet, refused
 from harness.types import Access
 
 _PATCH = "it makes a printable patch or light, not a perturbation in a ball"
@@ -58,7 +58,7 @@ def _minimum(
     note: str = "",
     **preset: object,
 ) -> Sheet:
-    """A minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
+    """Describe a minimum-norm attack. The threat model's norm judges it, whatever norm it minimises."""
     return Sheet(
         summary=summary,
         access=access,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.attacks.library import BOTH, Sheet, refused
+from harness.attacks.libraries.library_attack import BOTH, Sheet, refused
 
 _LAST = "last iterate"
 _THREE = "its kernel is made for three channels"
