@@ -5,13 +5,20 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from harness.defenses.estimation import Estimate, nuclear_norm, reconstruct, soft_impute, usvt
+from harness.defenses.estimation import (
+    Estimate,
+    native,
+    nuclear_norm,
+    reconstruct,
+    soft_impute,
+    usvt,
+)
 from harness.random import Draws
 from harness.registry import defenses, estimators
 from harness.types import Defense, HarnessError
@@ -62,6 +69,10 @@ class MENet(Defense):
     @abc.abstractmethod
     def estimator(self) -> Estimator:
         """(observed, mask) -> Estimate, on batched matrices."""
+
+    def computed_by(self, device: str) -> Mapping[str, str]:
+        """Return whether estimation runs compiled or through torch."""
+        return {"estimation": native.computed_by(device)}
 
     def keep_probability(self, k: int) -> float:
         """p_k of training mask k, counted from 0."""

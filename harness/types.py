@@ -184,6 +184,10 @@ class Defense(abc.ABC):
         """(N,) the loss by which the auxiliary module is trained on clean images."""
         raise HarnessError(f"{type(self).__name__} has an auxiliary module but no loss for it")
 
+    def computed_by(self, device: str) -> Mapping[str, str]:
+        """Return what a record states of how this defense computes, where it has several ways."""
+        return {}
+
     @abc.abstractmethod
     def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
         """What the classifier sees at inference: (N, C, H, W) in [0, 1] -> (N, C', H, W)."""

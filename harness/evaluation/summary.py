@@ -142,7 +142,10 @@ def record(
             "dead_gradients": float(dead.sum() / backwards.sum().clamp_min(1)),
         },
         invalid=tuple(scored.ids[scored.invalid != 0].tolist()),
-        made=provenance.made(str(device), torch.get_num_threads()),
+        made={
+            **provenance.made(str(device), torch.get_num_threads()),
+            **defense.computed_by(str(device)),
+        },
     )
     changed = any(shard.changed for shard in shards)
     return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))

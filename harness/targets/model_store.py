@@ -38,23 +38,28 @@ from harness.types import (
 
 
 def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
-    """Every parameter of a built plugin, defaults included, with the version of its code."""
+    """Return every parameter of a built plugin, defaults included, with its class and its code's version.
+
+    A field that is itself an attack or a defense (`transfer(pgd)`) is resolved in the same way, so that two
+    attacks that differ in what lies inside them never share a key.
+    """
+    made = isinstance(plugin, Attack | Defense)
     if dataclasses.is_dataclass(plugin) and not isinstance(plugin, type):
         parameters = dataclasses.asdict(plugin)
+        for field in dataclasses.fields(plugin):
+            value = getattr(plugin, field.name)
+            if isinstance(value, Attack | Defense):
+                inside = spec.inner or Spec(type(value).__qualname__)
+                parameters[field.name] = resolve(value, inside)
     else:
         parameters = dict(spec.parameters)
-    if hasattr(
-        plugin, "describe"
-    ):  # a model that comes with its weights: their digest, not their path
+    if hasattr(plugin, "describe"):  # given weights: their digest, not their path
         parameters = plugin.describe(parameters)
-    inner = getattr(plugin, "inner", None)
-    nested = {"inner_code": keys.code_version(type(inner))} if isinstance(inner, Attack) else {}
-    make = type(plugin) if isinstance(plugin, Attack | Defense) else plugin
     return {
         "name": spec.name,
+        **({"class": type(plugin).__qualname__} if made else {}),
         "parameters": parameters,
-        "code": keys.code_version(make),
-        **nested,
+        "code": keys.code_version(type(plugin) if made else plugin),
     }
 
 
