@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.models import exported
 from harness.models.normalise import Moments, normalised
 from harness.registry import models
 from harness.types import HarnessError, number
@@ -103,7 +104,7 @@ def _network(
     if library == "hub":
         return _hub(rest, shape, classes, pretrained, options)
     if Path(build).suffix in (".pt2", ".pt", ".pth", ".onnx"):
-        return Program(_exported(Path(build)), build)
+        return exported.load(Path(build))
     with _own_packages(Path(library).parent if library.endswith(".py") else None):
         network = _call(models.get(build), shape, classes, options, build)
     if not isinstance(network, nn.Module):
@@ -211,50 +212,6 @@ def _own_packages(folder: Path | None) -> Iterator[None]:
 
 def _is_mine(name: str) -> bool:
     return name.partition(".")[0] in ("models", "attacks", "defenses")
-
-
-class Program(nn.Module):
-    """A program of torch.export. It has no training mode: it stays as it was exported."""
-
-    def __init__(self, inner: nn.Module, name: str) -> None:
-        super().__init__()
-        self.inner = inner
-        self.name = name
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Program:
-        for module in self.modules():  # GraphModule.train() refuses to be called
-            module.training = False
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        try:
-            logits: Tensor = self.inner(images)
-        except (AssertionError, RuntimeError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise HarnessError(
-                f"{self.name} does not take images {tuple(images.shape)}: {first}. Export it in "
-                "evaluation mode with a free batch size: "
-                "dynamic_shapes=({0: torch.export.Dim('batch')},)"
-            ) from error
-        return logits
-
-
-def _exported(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise HarnessError(f"no file {path}: --model takes a program that torch.export.save wrote")
-    if path.suffix != ".pt2":
-        raise HarnessError(
-            f"{path} is no exported program: --model takes my.py:build with --weights {path.name}, "
-            "or a .pt2 file that torch.export.save wrote"
-        )
-    try:
-        load: Any = torch.export.load
-        module: nn.Module = load(path).module()
-    except Exception as error:  # whatever a file that is none makes its reader raise
-        first = str(error).strip().split("\n")[0]
-        raise HarnessError(f"{path} is no program of torch.export: {first}") from error
-    return module
 
 
 # --- weights --------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_file_may_have_a_package_called_models_beside_it(folder: Path) -> None
     (package / "__init__.py").write_text("")
     (package / "lenet.py").write_text(SOURCE)
     (folder / "mine.py").write_text(
-        "from harness.models.lenet import build as make\ndef build(): return make()\n"
+        "from models.lenet import build as make\ndef build(): return make()\n"
     )
     words = ["--model", f"{folder}/mine.py:build", "--weights", f"{folder}/plain.safetensors"]
     done = run(folder, *words)
