@@ -36,47 +36,10 @@ _OPERATORS = re.compile(
     r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|not_|or_|pow|sub|truediv)"
     r"|math\.(ceil|floor|trunc)"
 )
-_FUNCTIONS = frozenset(
-    [
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Pow",
-        "Max",
-        "Min",
-        "Abs",
-        "Eq",
-        "Ne",
-        "Ge",
-        "Gt",
-        "Le",
-        "Lt",
-        "And",
-        "Or",
-        "Not",
-        "FloorDiv",
-        "ModularIndexing",
-        "Where",
-        "PythonMod",
-        "Mod",
-        "CleanDiv",
-        "CeilToInt",
-        "FloorToInt",
-        "CeilDiv",
-        "LShift",
-        "RShift",
-        "PowByNatural",
-        "FloatPow",
-        "FloatTrueDiv",
-        "IntTrueDiv",
-        "TruncToFloat",
-        "TruncToInt",
-        "RoundToInt",
-        "ToFloat",
-    ]
+_FUNCTIONS = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Eq|Ne|Ge|Gt|Le|Lt|And|Or|Not|Where|Mod|PythonMod"
+    r"|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv"
+    r"|(Ceil|Floor|Trunc|Round)ToInt|TruncToFloat|ToFloat"
 )
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _ROOT = re.compile(r"[\w. -]+")
@@ -220,11 +183,11 @@ def _is_expression(text: str) -> bool:
         if not isinstance(node, _NODES):
             return False
         if isinstance(node, ast.Call) and not (
-            isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+            isinstance(node.func, ast.Name) and _FUNCTIONS.fullmatch(node.func.id)
         ):
             return False
         if isinstance(node, ast.Name) and not (
-            node.id in _FUNCTIONS or re.fullmatch(r"[a-z]{1,3}\d+", node.id)
+            _FUNCTIONS.fullmatch(node.id) or re.fullmatch(r"[a-z]{1,3}\d+", node.id)
         ):
             return False
         if isinstance(node, ast.Constant):

@@ -161,6 +161,8 @@ class Bomb:
 class Small(nn.Module):
     """Two layers, a buffer, a part without gradients, and a size that is computed."""
 
+    mean: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(1, 3, 3)
@@ -320,7 +322,8 @@ def test_what_is_no_program_is_named(content: bytes, tmp_path: Path) -> None:
 
 def test_a_scripted_module_is_no_exported_program(tmp_path: Path) -> None:
     path = tmp_path / "scripted.pt2"
-    torch.jit.save(torch.jit.trace(Small().eval(), torch.rand(2, 1, 8, 8)), path)
+    trace: Any = torch.jit.trace
+    torch.jit.save(trace(Small().eval(), torch.rand(2, 1, 8, 8)), path)
     with pytest.raises(HarnessError, match="could run code"):
         exported.load(path)
     with pytest.raises(HarnessError, match="without running code"):
