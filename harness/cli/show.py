@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from harness.cli.options import DATA, RESULTS, STRICT
-from harness.types import HarnessError
+from harness.types import DamageError, HarnessError
 
 
 @click.command()
@@ -36,6 +36,10 @@ def table(form: str, results: Path, strict: bool) -> None:
             "`harness clean --what failures --yes` forgets it",
             err=True,
         )
+    for line in loaded.damage:
+        click.echo(f"left out: {line}", err=True)
+    if loaded.damage:
+        sys.exit(DamageError.status)
     if strict:
         raised = {flag for record in loaded.records for flag in record.flags}
         sys.exit(strict_status(raised))

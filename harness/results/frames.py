@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.results import tables
 from harness.results.records import Record, Timing
 from harness.storage.store import Store
-from harness.types import HarnessError
+from harness.types import DamageError, HarnessError
 
 if TYPE_CHECKING:
     import pandas
@@ -32,6 +32,8 @@ def load(results: str | Path = "results/runs") -> pandas.DataFrame:
     if not (folder / "records").is_dir():
         raise HarnessError(f"no records in {folder}: `harness run` makes some")
     loaded = tables.load(Store(folder))
+    if loaded.damage:  # a frame has no place to say that rows are missing
+        raise DamageError("; ".join(loaded.damage))
     return of_records(loaded.records, loaded.timings)
 
 

@@ -35,26 +35,28 @@ class Loaded:
     records: list[Record]
     failures: list[Failure]
     timings: Mapping[str, Timing]
+    damage: tuple[str, ...] = ()
+    """A line for each file that was left out because it is damaged, or none of the store's."""
 
 
 def load(store: Store) -> Loaded:
-    """Every record, failure and timing, in the order of their keys.
+    """Return every record, failure and timing, in the order of their keys.
+
+    Files that are damaged, or none of the store's, are named in `damage` and left out.
 
     Raises:
-        DamageError: one of them is damaged.
+        StoreError: a folder cannot be read.
     """
-    records = [store.read_json("records", name, Record) for name in store.names("records")]
-    audits = [store.read_json("audits", name, Audit) for name in store.names("audits")]
-    doubted = summaries.flagged(
-        [record for record in records if record is not None],
-        [found for found in audits if found is not None],
-    )
-    failures = [store.read_json("failures", name, Failure) for name in store.names("failures")]
-    timings = [store.read_json("timings", name, Timing) for name in store.names("timings")]
+    records, damage = store.read_all("records", Record)
+    audits, more = store.read_all("audits", Audit)
+    failures, of_failures = store.read_all("failures", Failure)
+    timings, of_timings = store.read_all("timings", Timing)
+    doubted = summaries.flagged(list(records.values()), audits.values())
     return Loaded(
         [record for record in doubted if isinstance(record, Record)],
-        [failure for failure in failures if failure is not None],
-        {timing.key: timing for timing in timings if timing is not None},
+        list(failures.values()),
+        timings,
+        (*damage, *more, *of_failures, *of_timings),
     )
 
 

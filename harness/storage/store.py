@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged-"
+MARKER = ".harness-results"
+"""The file by which `harness clean` knows a folder that the store writes to."""
+_MARK = b"This folder is written by harness; `harness clean` deletes only in such folders.\n"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
@@ -188,6 +191,8 @@ class Store:
             probe = folder / f".probe.{secrets.token_hex(4)}"
             write_atomic(probe, b"")
             remove(probe)
+            if not (folder / MARKER).exists():
+                write_atomic(folder / MARKER, _MARK)
         self._prepared = True
 
     # --- JSON: records, timings, failures ---------------------------------------------------------
@@ -237,6 +242,30 @@ class Store:
         except DamagedFile as error:
             set_aside(error.path)
             return None
+
+    def read_all(self, folder: str, kind: type[T]) -> tuple[dict[str, T], list[str]]:
+        """Return every value of a folder by its name, and a line for each file that is none.
+
+        One damaged or foreign file hides no other.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        found: dict[str, T] = {}
+        problems: list[str] = []
+        for name in self.names(folder):
+            try:
+                value = self.read_json(folder, name, kind)
+            except DamagedFile as error:
+                problems.append(f"{error.path} is damaged: {error.reason}")
+            except HarnessError as error:  # a folder, a name that the store never gives
+                problems.append(
+                    f"{self.results / folder / name}.json is no file of the store: {error}"
+                )
+            else:
+                if value is not None:
+                    found[name] = value
+        return found, problems
 
     def names(self, folder: str, suffix: str = ".json") -> list[str]:
         return [path.name[: -len(suffix)] for path in files(self.results / folder, suffix)]
