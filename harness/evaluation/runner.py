@@ -224,7 +224,10 @@ class Runner:
         """
         try:
             return work()
-        except (Interrupted, Busy, store.StoreError):
+        except Busy:
+            log.now_and_then("cell waits", "for what another run is at")
+            raise
+        except (Interrupted, store.StoreError):
             raise
         except store.DamagedFile as error:
             line = self.workshop.mend(error)
@@ -247,7 +250,7 @@ class Runner:
         record = self.store.read_json("records", current.key, Record)
         if record is not None:
             return record
-        log.event("cell started", f"{current.cell.attack} on {current.cell.target.label}")
+        log.now_and_then("cell started", f"{current.cell.attack} on {current.cell.target.label}")
         before = time.monotonic()
         record = self._measure(current)
         log.event("cell done", seconds=time.monotonic() - before)

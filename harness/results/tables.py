@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from harness.results import flags, summaries
@@ -157,14 +158,18 @@ def markdown(loaded: Loaded) -> str:
     caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
     if any(column.startswith(_WORST) for cells in found.rows.values() for column in cells):
         caption += " Worst case: each image under the worst of its row's attacks."
-    return "\n".join([*blocks, caption, *(f"  {note}" for note in found.notes)]) + "\n"
+    return (
+        "\n".join([*blocks, caption, *(f"  {escape_markdown(note)}" for note in found.notes)])
+        + "\n"
+    )
 
 
 def _github(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     from tabulate import tabulate
 
     cells = [[escape_markdown(cell) for cell in row] for row in body]
-    return tabulate(cells, headers=header, tablefmt="github", disable_numparse=True)
+    heading = [escape_markdown(cell) for cell in header]
+    return tabulate(cells, headers=heading, tablefmt="github", disable_numparse=True)
 
 
 def csv(loaded: Loaded) -> str:
@@ -218,8 +223,21 @@ def guarded(text: str) -> str:
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
+_MARKUP = re.compile(
+    r"[\\|`]|(?<=\])(?=[(\[:])|(?<=!)(?=\[)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|^(?=[#>+-] )"
+)
+"""What Markdown could read as more than text: an escape belongs before it. Underscores inside a word do
+nothing, and brackets alone make no link, so intervals and names of parameters stay readable."""
+
+
 def escape_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Return a text that Markdown shows as it stands: no markup, no HTML, no other line or column."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    plain = _MARKUP.sub(lambda found: f"\\{found[0]}", plain)
+    if plain.count("*") > 1:  # a single one marks a flag
+        plain = plain.replace("*", "\\*")
+    plain = re.sub(r"&(?=#?\w+;)", "&amp;", plain)
+    return plain.replace("<", "&lt;")
 
 
 def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
