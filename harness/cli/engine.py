@@ -259,7 +259,7 @@ def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int
         names = [words["device"]] * (words.get("workers") or 1)
     if words.get("devices") is not None:
         names = [*local.devices(words["devices"])]
-    with _signals() as stop, log.to(words.get("log")), remote.publishing(store):
+    with _signals() as stop, log.to(words.get("log")), store.publishing():
         workshop = Workshop(
             store=store,
             device=choose_device(names[0]),
@@ -268,8 +268,7 @@ def session(store: Store, words: Mapping[str, Any], work: Callable[[Runner], int
             data_dir=words["data_dir"],
         )
         runner = Runner(workshop=workshop, batch_size=words["batch_size"])
-        if isinstance(store, remote.RemoteStore):
-            store.noticed = workshop.notice
+        store.noticed = workshop.notice
         if on_ray:
             runner.executor = ray.cluster(runner, words)
         if len(names) > 1:

@@ -158,9 +158,7 @@ class Runner:
         pending = list({each.key: each for group in groups.values() for each in group}.values())
         if self.announces:
             self._announce(pending)
-        missing = [
-            each for each in pending if not self.store.json_path("records", each.key).exists()
-        ]
+        missing = [each for each in pending if not self.store.has("records", each.key)]
         results = self.executor.run(missing, self) if self.executor and missing else {}
         left = [each for each in pending if each.key not in results]
         with (

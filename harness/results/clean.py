@@ -125,7 +125,7 @@ def damaged(store: Store) -> Iterator[Litter]:
 def scores(store: Store) -> Iterator[Litter]:
     """Yield scored batches of cells that have their record."""
     for folder in _folders(store.results / "scores"):
-        if store.json_path("records", folder.name).exists():
+        if store.has("records", folder.name):
             for path in _regular(folder, ".safetensors"):
                 if _states(path, "cell", folder.name):
                     yield from _litter(path)

@@ -50,7 +50,7 @@ def _stored(cell: Planned, store: Store) -> State | None:
     Raises:
         DamagedFile: the timing beside it is damaged.
     """
-    if not store.json_path("records", cell.key).exists():
+    if not store.has("records", cell.key):
         return None
     timing = store.read_json("timings", cell.key, Timing)
     seconds = timing.seconds if timing else None

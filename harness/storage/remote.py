@@ -13,9 +13,8 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +39,25 @@ def opened(results: Path, cache: Path | None, url: str | None) -> Store:
     return Store(results, cache) if url is None else RemoteStore(results, cache, url)
 
 
-def publishing(place: Store) -> contextlib.AbstractContextManager[None]:
-    """What is finished in the block is published: every now and then, and at its end."""
-    if isinstance(place, RemoteStore):
-        return place.publishing()
-    return contextlib.nullcontext()
-
-
 class RemoteStore(Store):
     """A folder, and behind it `url`: s3://bucket/prefix, file:///shared/folder, or another of fsspec's."""
 
     def __init__(self, results: Path, cache: Path | None, url: str) -> None:
         super().__init__(results, cache)
-        self.url = url.rstrip("/")
-        self.noticed: Callable[[str], object] = lambda line: print(line, file=sys.stderr)
-        """Told of each damaged object, a line each."""
-        self._system, self._root = _connect(self.url)
+        self._url = url.rstrip("/")
+        self._system, self._root = _connect(self._url)
         # A put of an object store is whole or not at all; of a folder it is not.
         self._renames = "file" in self._system.protocol
         self._there: dict[str, set[str]] = {}
         self._states: dict[str, int] = {}
 
+    @property
+    def url(self) -> str:
+        """The address of the object store."""
+        return self._url
+
     def prepare(self) -> None:
+        """Make the folders, and find out now whether they and the object store can be written."""
         super().prepare()
         probe = f"{self._root}/.probe.{secrets.token_hex(4)}"
         with self._reaching(probe):
@@ -76,13 +72,12 @@ class RemoteStore(Store):
 
     # --- where things lie, fetched first ------------------------------------------------------------
 
-    def json_path(self, folder: str, name: str) -> Path:
-        path = super().json_path(folder, name)
-        if folder == "records" and self._fetch(path):
-            self.json_path("timings", name)  # they belong together
-        elif folder == "timings":
-            self._fetch(path)
-        return path
+    def fetch(self, path: Path) -> None:
+        """Bring a record with its timing, or a timing, if it is there and not here."""
+        wanted = {"records": ("records", "timings"), "timings": ("timings",)}
+        for folder in wanted.get(path.parent.name, ()):
+            if not self._fetch(self.results / folder / path.name):
+                return
 
     def checkpoint_path(self, name: str) -> Path:
         path = super().checkpoint_path(name)

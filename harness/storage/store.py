@@ -14,7 +14,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -178,7 +179,28 @@ class Store:
     def __init__(self, results: Path, cache: Path | None = None) -> None:
         self.results = results
         self.cache = cache or results
+        self.noticed: Callable[[str], object] = lambda line: print(line, file=sys.stderr)
+        """Told of each damaged file that was not taken, a line each."""
         self._prepared = False
+
+    # --- what a store that also lies elsewhere does more --------------------------------------------
+
+    @property
+    def url(self) -> str | None:
+        """The address under which the store also lies; None for a folder alone."""
+        return None
+
+    def refresh(self) -> None:
+        """Forget what lay elsewhere: others have published since."""
+
+    def publishing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which, and at whose end, what is finished is published."""
+        return contextlib.nullcontext()
+
+    def fetch(self, path: Path) -> None:
+        """Bring a JSON file from where the store also lies, if it is there and not here."""
+
+    # --- preparing ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make the folders, and find out now rather than after an hour that they cannot be written.
@@ -198,7 +220,7 @@ class Store:
     # --- JSON: records, timings, failures ---------------------------------------------------------
 
     def json_path(self, folder: str, name: str) -> Path:
-        """Where a value lies.
+        """Return where a value lies, here; it need not be there.
 
         Raises:
             HarnessError: a name that could lead out of the folder.
@@ -209,6 +231,12 @@ class Store:
                     f"{part!r} cannot name a file of the results folder: letters, digits, _ - . only"
                 )
         return self.results / folder / f"{name}.json"
+
+    def has(self, folder: str, name: str) -> bool:
+        """Return whether there is such a value, here or where the store also lies (then it is fetched)."""
+        path = self.json_path(folder, name)
+        self.fetch(path)
+        return path.exists()
 
     def write_json(self, folder: str, name: str, value: Any) -> Path:
         path = self.json_path(folder, name)
@@ -225,6 +253,7 @@ class Store:
             StoreError: it cannot be read.
         """
         path = self.json_path(folder, name)
+        self.fetch(path)
         try:
             content = read_bytes(path)
         except FileNotFoundError:

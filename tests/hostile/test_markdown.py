@@ -14,7 +14,7 @@ from harness.paper import expansion, protocol
 from harness.results import tables
 from harness.results.records import Failure
 from harness.results.tables import escape_markdown
-from harness.spec import Spec
+from harness.types import Spec
 from tests.helpers.fabricated import COUNT, record
 
 HOSTILE = (
