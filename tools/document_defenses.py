@@ -22,7 +22,7 @@ def generated() -> str:
     rows = ["| name | | randomised | backward pass | differentiable |", "|---|---|---|---|---|"]
     fields = ["", "| name | fields and defaults |", "|---|---|"]
     for entry in defenses:
-        if not entry.origin.startswith("defenses."):
+        if not entry.origin.startswith("harness.defenses."):
             continue  # of another package that is installed here
         make = getattr(entry.make, "make", entry.make)
         yes = {True: "yes", False: "no"}

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import inspect
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,22 +19,21 @@ from torch import Tensor, nn
 
 from harness.api.bridges import borrowed
 from harness.api.evaluation import Evaluation, worst_images
-from harness.cells import defaults
-from harness.cells.cells import Cell, Precision, Target
-from harness.cli import engine
+from harness.cells.cells import Precision, Target
 from harness.datasets import checks, data
-from harness.evaluation import suites
-from harness.evaluation.runner import Runner, plan
+from harness.evaluation import planning
+from harness.evaluation.runner import Runner
 from harness.registry import defenses as defense_registry
 from harness.results import flags, worst_case
 from harness.results.records import Failure, Record, Timing
 from harness.spec import build, parse
-from harness.storage import keys, progress, store
-from harness.targets import objects, own_models
+from harness.storage import progress, store
+from harness.targets import devices, objects, own_models
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop, precise
+from harness.targets.given import GivenModel
+from harness.targets.model_store import Workshop
 from harness.targets.training import Stop
-from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, ThreatModel, Training
+from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, Training
 
 IN_MEMORY = "in-memory"
 
@@ -47,8 +44,9 @@ def evaluate(
     labels: Any,
     *,
     attack: str | Attack | Sequence[str | Attack] = "adaptive",
-    epsilon: float = 8 / 255,
+    epsilon: float | None = None,
     norm: Norm = "linf",
+    dataset: str | None = None,
     defense: str | Defense = "vanilla",
     normalisation: str = "inside",
     draws: int = 10,
@@ -72,7 +70,10 @@ def evaluate(
         labels: (N,) integers, positions in the K outputs.
         attack: a name as on the command line (`pgd(steps=40)`, `my.py:Attack`), an Attack, several of
             these, or `adaptive`: the suite of attacks that fits the defense.
-        epsilon: radius of the ball in pixel values of [0, 1].
+        epsilon: radius of the ball in pixel values of [0, 1]. Default: the dataset's, else 8/255.
+        dataset: where the images come from (`mnist`, `cifar10`): then epsilon and step sizes that are not
+            named are those of `harness run --dataset`. Without it, an attack takes the step size that
+            suits the ball.
         defense: what stands in front of the model: `menet-usvt`, or a Defense.
         normalisation: `inside` where the model takes pixels in [0, 1]; else what it was trained on:
             `imagenet`, `cifar10`, or mean/std as `0.49,0.48,0.45/0.25,0.24,0.26`.
@@ -87,19 +88,28 @@ def evaluate(
     Raises:
         HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
     """
-    chosen = engine.choose_device(device)
+    chosen = devices.choose(device)
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
+    asked = planning.TargetOptions(dataset=dataset or IN_MEMORY, epsilon=epsilon, norm=norm)
+    attacks = planning.AttackOptions(
+        attacks=[attack] if isinstance(attack, str | Attack) else attack,
+        steps=steps,
+        eot=eot,
+        draws=draws,
+        max_queries=max_queries,
+        budget_scale=scale,
+    )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.generators_kept())
         defended = _defended(model, defense, normalisation, images, chosen, stack)
         defended = dataclasses.replace(defended, search=precision)
-        test = dataset(images, labels, classes=defended.classes)
+        test = in_memory(images, labels, classes=defended.classes)
         if check:
             line = own_models.doubt(own_models.check(defended, test, chosen), defended.classes)
             if line:
                 warnings.warn(line, stacklevel=2)
-        threat = ThreatModel(epsilon=epsilon, norm=norm)
         target = Target(
-            dataset=IN_MEMORY,
+            dataset=asked.dataset,
             model=Spec(type(model.model if isinstance(model, Defended) else model).__name__),
             defense=objects.specification(defended.defense),
             training=own_models.GIVEN,
@@ -107,7 +117,7 @@ def evaluate(
             precision=precision,
         )
         folder = Path(results) if results else Path(stack.enter_context(_temporary()))
-        workshop = _Given(
+        workshop = GivenModel(
             store=store.Store(folder),
             device=chosen,
             reporter=progress.reporter(quiet=quiet),
@@ -117,14 +127,9 @@ def evaluate(
             test=test,
         )
         workshop.store.prepare()
-        own = {"steps": steps, "eot": eot}
-        wanted, notes = _attacks(attack, defended.defense, threat, scale, own)
-        cells = [
-            Cell(target=target, attack=spec, threat=ball, draws=draws, max_queries=max_queries)
-            for spec, ball in wanted
-        ]
+        cells, notes = planning.cells_on(target, asked.threat, attacks)
         runner = Runner(workshop=workshop, batch_size=batch_size)
-        return _gather(runner.run(cells), runner, test, notes)
+        return _gather(runner.run(cells), runner, test, tuple(notes))
 
 
 def load_defended(
@@ -146,24 +151,22 @@ def load_defended(
     Raises:
         HarnessError: no such defense, dataset or model, or training fails.
     """
-    kept = store.Store(Path(results))
-    kept.prepare()
-    target = engine.target_of(
-        defense,
+    asked = planning.TargetOptions(
         dataset=dataset,
-        model=parse(model or defaults.of(dataset)["model"]),
+        model=model,
         training=training,
-        seed=seed,
-        plan_overrides={"epochs": epochs, "limit": limit},
-        defense_options={},
+        epochs=epochs,
+        training_options={} if limit is None else {"limit": limit},
     )
+    target = planning.target_of(defense, asked, seed=seed)
     workshop = Workshop(
-        store=kept,
-        device=engine.choose_device(device),
+        store=store.Store(Path(results)),
+        device=devices.choose(device),
         reporter=progress.reporter(quiet=quiet),
         stop=Stop(),
         data_dir=Path(data_dir) if data_dir else None,
     )
+    workshop.store.prepare()
     return workshop.obtain(target)
 
 
@@ -180,7 +183,7 @@ def load_images(
     return batch.images, batch.labels
 
 
-def dataset(images: Any, labels: Any, *, classes: int) -> Dataset:
+def in_memory(images: Any, labels: Any, *, classes: int) -> Dataset:
     """Images and labels in memory as a checked Dataset; ids are positions.
 
     Raises:
@@ -224,64 +227,6 @@ def _tensor(values: Any, what: str) -> Tensor:
         ) from error
 
 
-# --- a model in memory behind the workshop's interface --------------------------------------------
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Given(Workshop):
-    """Hands out one model, which it was given."""
-
-    given: Defended
-    target: Target
-    test: Dataset
-
-    def dataset(self, name: str, split: data.Split) -> Dataset:
-        return self.test
-
-    def defense(self, target: Target) -> Defense:
-        return self.given.defense
-
-    def resolved(self, target: Target) -> dict[str, Any]:
-        modules = [
-            [str(module), _digest(module.state_dict()), _source(module)]
-            for module in self.given.modules()
-        ]
-        return {
-            "engine": keys.ENGINE_VERSION,
-            "dataset": {"name": IN_MEMORY, "digest": self.test.digest},
-            "model": keys.key(modules),
-            "defense": objects.described(self.given.defense),
-            "training": "given",
-            "seed": target.seed,
-            **precise(target),
-        }
-
-    def obtain(self, target: Target, *, wait: bool = True) -> Defended:
-        if target != self.target:
-            raise HarnessError(
-                "a transfer attack needs a second model: this one was given, not trained here, so "
-                "there is no independent copy. `harness run` trains both"
-            )
-        return self.given
-
-
-def _digest(tensors: Mapping[str, Any]) -> str:
-    total = hashlib.sha256()
-    for name, value in tensors.items():
-        total.update(f"{name}|".encode())
-        if isinstance(value, Tensor):
-            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _source(module: nn.Module) -> str:
-    """A digest of the code of a model's class, where it can be read."""
-    try:
-        return hashlib.sha256(inspect.getsource(type(module)).encode()).hexdigest()
-    except (OSError, TypeError):
-        return type(module).__qualname__
-
-
 def _defended(
     model: nn.Module | Defended,
     defense: str | Defense,
@@ -300,7 +245,7 @@ def _defended(
     if not isinstance(model, nn.Module):
         raise HarnessError(f"the model is a {type(model).__name__}: it must be a torch module")
     chosen = defense if isinstance(defense, Defense) else build(parse(defense), defense_registry)
-    few = dataset(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
+    few = in_memory(images[:2], torch.zeros(len(images[:2]), dtype=torch.long), classes=1)
     shape = few.shape
     if chosen.auxiliary_module(shape) is not None:
         raise HarnessError(
@@ -321,38 +266,6 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True)
 
 
-# --- attacks and results --------------------------------------------------------------------------
-
-
-def _attacks(
-    attack: str | Attack | Sequence[str | Attack],
-    defense: Defense,
-    threat: ThreatModel,
-    scale: float,
-    own: Mapping[str, int | None],
-) -> tuple[list[tuple[Spec, ThreatModel]], tuple[str, ...]]:
-    """What to run, in which ball, and how that is less than a suite as published."""
-    if isinstance(attack, str) and suites.is_suite(attack):
-        overrides = {name: value for name, value in own.items() if value is not None}
-        entries = suites.expand(attack, defense, threat, scale=scale, overrides=overrides)
-        served, left_out = objects.without_copies(entries)
-        scaled = [f"{entry.name}: {entry.scaled}" for entry in served if entry.scaled]
-        return [(entry.attack, entry.threat) for entry in served], (*scaled, *left_out)
-    several = [attack] if isinstance(attack, str | Attack) else list(attack)
-    found = []
-    for each in several:
-        if isinstance(each, Attack):
-            spec = objects.specification(each)
-        else:
-            spec = engine.attack_of(each, own, {}, step=0.0, epsilon=1.0)  # its own step size
-        found.append((spec, threat))
-    if not found:
-        raise HarnessError(
-            "no attack is named: attack='adaptive', or one of `harness list attacks`"
-        )
-    return found, ()
-
-
 def _gather(
     results: Sequence[Record | Failure], runner: Runner, test: Dataset, notes: tuple[str, ...]
 ) -> Evaluation:
@@ -364,7 +277,7 @@ def _gather(
     flagged = tuple(dataclasses.replace(each, flags=found[each.key]) for each in records)
     images = {}
     for record in flagged:
-        folder = runner.store.progress_folder(plan(record.cell, runner.workshop).generation_key)
+        folder = runner.store.progress_folder(record.resolved.generation_key)
         images[record.key] = _stored_images(folder, test)
     timings = {each.key: runner.store.read_json("timings", each.key, Timing) for each in flagged}
     return Evaluation(

@@ -83,7 +83,7 @@ class Evaluation:
             f"n = {self.count}",
             f"{cell.target.model} behind {cell.target.label}, {cell.threat.norm} "
             f"epsilon {cell.threat.epsilon:.4g}, "
-            f"{self.records[0].resolved['draws']} scoring draws",
+            f"{self.records[0].resolved.draws} scoring draws",
         ]
         if len(self.records) > 1:
             lines[0] += f", each image under the worst of {len(self.records)} attacks"

@@ -24,7 +24,7 @@ from harness.storage import keys, store
 from harness.storage.progress import duration
 from harness.targets import objects, own_models
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop
+from harness.targets.source import TargetSource
 from harness.targets.training import Interrupted, Stop
 from harness.types import Attack, Batch, Defense, HarnessError, Spec, ThreatModel
 
@@ -78,7 +78,7 @@ class Battery:
 
     target: Target
     threat: ThreatModel
-    workshop: Workshop
+    workshop: TargetSource
     budget: float
     draws: int = 10
     limit: int | None = None

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from harness.results.worst_case import vote_outcomes
 from harness.storage import keys, store
 from harness.storage.progress import Reporter
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop
+from harness.targets.source import TargetSource
 from harness.types import Dataset, HarnessError, ThreatModel
 
 ROUNDING = 1e-6
@@ -53,7 +54,7 @@ class _Unverifiable(Exception):
 
 
 def verify(
-    workshop: Workshop, names: Sequence[str], reporter: Reporter, *, draws: int = 10
+    workshop: TargetSource, names: Sequence[str], reporter: Reporter, *, draws: int = 10
 ) -> list[Finding]:
     """A finding for each record named, or for all."""
     wanted = names or workshop.store.names("records")
@@ -66,7 +67,7 @@ def verify(
     return findings
 
 
-def _one(workshop: Workshop, name: str, draws: int) -> Finding:
+def _one(workshop: TargetSource, name: str, draws: int) -> Finding:
     title = ""
     try:
         record = workshop.store.read_json("records", name, Record)
@@ -103,7 +104,8 @@ def consistency(record: Record, name: str) -> list[str]:
     if keys.key(record.resolved) != record.key:
         problems.append("its key is not that of what it says was run")
     for field in ("threat", "max_queries"):
-        if keys.canonical(getattr(record.cell, field)) != keys.canonical(record.resolved[field]):
+        asked, ran = getattr(record.cell, field), getattr(record.resolved, field)
+        if keys.canonical(asked) != keys.canonical(ran):
             problems.append(f"its cell and what it says was run differ in {field}")
     for word, stated, outcomes, votes in (
         ("clean", record.clean, record.clean_outcomes, unpack(record.clean_votes, record.count)),
@@ -137,14 +139,14 @@ def _counted(outcomes: tuple[str, ...], votes: list[bool], count: int) -> dict[s
 # --- what it rests on -----------------------------------------------------------------------------
 
 
-def _planned(record: Record, workshop: Workshop) -> Plan:
+def _planned(record: Record, workshop: TargetSource) -> Plan:
     """The plan of the record's cell today.
 
     Raises:
         _Unverifiable: the code or the data changed since. HarnessError: the dataset is not the same.
     """
     current = plan(record.cell, workshop)
-    then, now = record.resolved, current.resolved
+    then, now = map(msgspec.to_builtins, (record.resolved, current.resolved))
     if then["test"] != now["test"]:
         raise HarnessError(
             "the test images or labels are not those of the record: "
@@ -178,7 +180,7 @@ def _difference(then: Any, now: Any) -> str:
     return ""
 
 
-def _model(current: Plan, workshop: Workshop) -> tuple[Defended, Dataset]:
+def _model(current: Plan, workshop: TargetSource) -> tuple[Defended, Dataset]:
     target = current.cell.target
     if not workshop.is_trained(target):
         raise _Unverifiable("the trained weights are not there")
@@ -188,12 +190,11 @@ def _model(current: Plan, workshop: Workshop) -> tuple[Defended, Dataset]:
 
 def generation_key(record: Record) -> str:
     """The key of a record's attacked images, from what it says was run."""
-    names = ("source", "randomness", "attack", "threat", "test", "limit", "max_queries")
-    return keys.key({name: record.resolved[name] for name in names})
+    return record.resolved.generation_key
 
 
 def _images(
-    record: Record, workshop: Workshop, test: Dataset
+    record: Record, workshop: TargetSource, test: Dataset
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """(attacked (N, C, H, W), clean (N, C, H, W), labels (N,), ids (N,), positions of each batch)."""
     folder = workshop.store.progress_folder(generation_key(record))

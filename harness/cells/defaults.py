@@ -39,8 +39,15 @@ def epsilon(dataset: str) -> float:
     return number(str(of(dataset)["epsilon"]))
 
 
-def step_size(dataset: str) -> float:
-    return number(str(of(dataset)["step_size"]))
+def step_size(dataset: str, *, epsilon: float, steps: int) -> float | None:
+    """Return the step size of a dataset's attacks, or None where the ball decides instead.
+
+    The ball decides for a dataset that is not known, and where so many steps could not cross it.
+    """
+    if dataset.partition(":")[0] not in _table():
+        return None
+    size = number(str(of(dataset)["step_size"]))
+    return size if steps * size >= epsilon else None
 
 
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:

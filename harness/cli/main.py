@@ -1,28 +1,30 @@
-"""The command line. Thin: it turns words into cells and prints what comes back."""
+"""The command line: its commands gathered, and one place where errors become messages."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from harness import __version__
-from harness.cli import evidence, own, show
-from harness.cli.options import (
-    ASSIGNMENT,
-    DATA,
-    NORMALISATION,
-    NUMBER,
-    PRECISION,
-    RESULTS,
-    STRICT,
-    WEIGHTS,
-    scale_options,
-)
+from harness.cli.audit import audit
+from harness.cli.check import check
+from harness.cli.clean import clean
+from harness.cli.convergence import convergence
+from harness.cli.data import data
+from harness.cli.list import list_plugins
+from harness.cli.new import new
+from harness.cli.rank import rank
+from harness.cli.reconstruct import reconstruct
+from harness.cli.report import report
+from harness.cli.reproduce import reproduce
+from harness.cli.run import run
+from harness.cli.status import status
+from harness.cli.table import table
+from harness.cli.verify import verify
 from harness.types import HarnessError
 
 
@@ -54,130 +56,21 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.option("--dataset", default="digits", show_default=True)
-@click.option(
-    "--defense", "defenses", multiple=True, default=["vanilla"], help="Repeat. Default: vanilla."
-)
-@click.option("--attack", "attacks", multiple=True, required=True, help="Repeat for a matrix.")
-@click.option(
-    "--model", help="Classifier. Default: the dataset's. Your own: my.py:build, timm:NAME."
-)
-@WEIGHTS
-@NORMALISATION
-@click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure")
-@click.option("--epochs", type=click.IntRange(1), help="Compresses the training schedule.")
-@click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255.")
-@click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Attack steps.")
-@click.option("--step-size", type=NUMBER, help="Default: the dataset's, 0.01 or 2/255.")
-@click.option("--eot", type=click.IntRange(1), help="Draws that a step's gradient averages.")
-@click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many test images.")
-@click.option("--max-queries", type=click.IntRange(1), help="Forwards an image may cost.")
-@click.option("--budget-scale", type=NUMBER, help="Share of the adaptive suite's budget: 0.1.")
-@STRICT
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one.")
-@PRECISION
-@click.option("-A", "attack_options", type=ASSIGNMENT, multiple=True, help="Attack's field.")
-@click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True, help="Defense's field.")
-@click.option("-M", "model_options", type=ASSIGNMENT, multiple=True, help="Model's field.")
-@click.option("-T", "training_options", type=ASSIGNMENT, multiple=True, help="Training's field.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@scale_options
-@RESULTS
-@DATA
-def run(**words: Any) -> None:
-    """Train or load each defense, run each attack, print a table.
-
-    The same command again runs only what is missing.
-
-    \b
-    harness run --dataset mnist --defense madry --attack pgd --steps 40 --limit 1000
-    """
-    from harness.cli import engine
-
-    sys.exit(engine.run(**words))
-
-
-@main.command()
-@click.argument("names", nargs=-1, required=True)
-@click.option("--profile", default="smoke", show_default=True, help="smoke, laptop, gpu, paper.")
-@click.option("--dry-run", is_flag=True, help="List cells and estimate time and memory.")
-@click.option("--render", is_flag=True, help="Only draw tables and figures from the records.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@scale_options
-@click.option("--results", type=click.Path(path_type=Path), help="Default: results/runs/PROFILE.")
-@DATA
-def reproduce(**words: Any) -> None:
-    """Run what a table or figure of the paper still needs, and draw it.
-
-    NAMES are table1 to table7, figure1, figure2, figure4 to figure6, beyond, refuted, `all`, or
-    TOML files of your own. What is stored already is not run again.
-
-    \b
-    harness reproduce table4 --profile laptop
-    harness reproduce all --profile smoke
-    harness reproduce all --profile gpu --dry-run
-    """
-    if words["render"]:
-        from harness.paper.render import command
-    else:
-        from harness.paper.reproduce import command
-    sys.exit(command(**words))
-
-
-@main.command(name="list")
-@click.argument("kind", required=False)
-@click.option("--all", "everything", is_flag=True, help="With what the attack libraries ship.")
-def list_(kind: str | None, everything: bool) -> None:
-    """All attacks, defenses, models, datasets and estimators, one line each.
-
-    \b
-    harness list attacks --all
-    """
-    from harness.cli import commands
-
-    commands.list_plugins(kind, everything=everything)
-
-
-for module in (evidence, own, show):
-    for command in vars(module).values():
-        if isinstance(command, click.Command):
-            main.add_command(command)
-
-
-@main.group()
-def data() -> None:
-    """Look at datasets."""
-
-
-@data.command(name="check")
-@click.argument("name")
-@DATA
-def data_check(name: str, data_dir: Path | None) -> None:
-    """Counts, digest, shape and range of a dataset.
-
-    \b
-    harness data check mnist --data-dir ~/data
-    """
-    from harness.datasets.data import summary
-    from harness.storage.progress import reporter
-
-    for split in summary(name, data_dir, reporter=reporter()):
-        channels, height, width = split.shape
-        click.echo(f"{split.name} ({split.split}): {split.count:,} images")
-        click.echo(f"  shape   {channels} x {height} x {width}, {split.dtype}")
-        click.echo(f"  range   {split.low:.3g} to {split.high:.3g} on a scale of [0, 1]")
-        counts = ", ".join(f"{label}: {count}" for label, count in split.per_class.items())
-        click.echo(f"  classes {counts}")
-        click.echo(f"  in both splits: {split.repeated}")
-        click.echo(f"  digest  {split.digest}")
-        if split.note:
-            click.echo(f"  note    {split.note}")
+for command in (
+    audit,
+    check,
+    clean,
+    convergence,
+    data,
+    list_plugins,
+    new,
+    rank,
+    reconstruct,
+    report,
+    reproduce,
+    run,
+    status,
+    table,
+    verify,
+):
+    main.add_command(command)

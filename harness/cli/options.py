@@ -1,15 +1,43 @@
-"""What several commands take: options, and words that become numbers, sizes and assignments."""
+"""What several commands take: options, and words that become numbers, sizes and typed options objects."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import click
 
 from harness.targets.memory import size
 from harness.types import HarnessError, number
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def typed(words: dict[str, Any], a: type[A], /) -> A: ...
+@overload
+def typed(words: dict[str, Any], a: type[A], b: type[B], /) -> tuple[A, B]: ...
+@overload
+def typed(words: dict[str, Any], a: type[A], b: type[B], c: type[C], /) -> tuple[A, B, C]: ...
+def typed(words: dict[str, Any], *kinds: type[Any]) -> Any:
+    """Build the options objects whose fields a command's words are, each word in exactly one.
+
+    Raises:
+        TypeError: a word that is no field of them.
+    """
+    left = dict(words)
+    made = []
+    for kind in kinds:
+        names = [field.name for field in dataclasses.fields(kind) if field.name in left]
+        made.append(kind(**{name: left.pop(name) for name in names}))
+    if left:
+        raise TypeError(f"no options object has the fields {', '.join(left)}")
+    return made[0] if len(made) == 1 else tuple(made)
 
 
 class _Read(click.ParamType[Any]):
@@ -41,7 +69,20 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 NUMBER, MEMORY = _Read("number", number), _Read("size", size)
-ASSIGNMENT = _Read("key=value", assignment)
+
+
+def assignments(flag: str, name: str, said: str | None = None) -> Callable[[F], F]:
+    """Return an option that is given once for each field: `-D name=value`."""
+    return click.option(
+        flag,
+        name,
+        type=_Read("key=value", assignment),
+        multiple=True,
+        callback=lambda _context, _option, pairs: dict(pairs),
+        help=said,
+    )
+
+
 RESULTS = click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -56,6 +97,11 @@ DATA = click.option(
 )
 
 
+DEVICE = click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where there is one.")
+CACHE = click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates."
+)
+QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 STRICT = click.option(
     "--strict", is_flag=True, help="Exit status 3 where a number is flagged (but for scaled-down)."
 )
@@ -107,7 +153,6 @@ def scale_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that name one defended model, its ball, and where it is made."""
-    path = click.Path(path_type=Path)
     for option in reversed(
         (
             click.option("--dataset", default="digits", show_default=True),
@@ -122,12 +167,12 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255."),
             click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf"),
             click.option("--seed", type=int, default=0, show_default=True),
-            click.option("-D", "defense_options", type=ASSIGNMENT, multiple=True),
-            click.option("-T", "training_options", type=ASSIGNMENT, multiple=True),
+            assignments("-D", "defense_options"),
+            assignments("-T", "training_options"),
             click.option("--device", help="Default: cuda where there is one."),
             PRECISION,
-            click.option("--cache", type=path, help="Folder of weights and estimates."),
-            click.option("--quiet", is_flag=True, help="No progress."),
+            CACHE,
+            QUIET,
         )
     ):
         command = option(command)

@@ -1,1 +1,1 @@
-"""The built-in datasets: one module for each source, `(split, folder, **parameters) -> Samples`."""
+"""Images with stable ids and a digest, read from where they lie and checked; one file a source."""

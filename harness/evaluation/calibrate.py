@@ -99,7 +99,7 @@ def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
                 spent, known = _attack(each.attack, cost)
                 unknown += not known
                 attack += spent * len(test)
-                scoring += 2 * each.resolved["draws"] * cost.forward * len(test)
+                scoring += 2 * each.resolved.draws * cost.forward * len(test)
                 disk += 4 * test.images[0].numel() * len(test)
             except HarnessError as error:
                 workshop.reporter.say(f"not calibrated: {each.cell.attack}: {error}")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, cast
-
-import msgspec
+from typing import Protocol, TypeVar, cast
 
 from harness.cells import defaults, matrix, plugins
 from harness.cells.cells import Cell, Target
@@ -16,11 +13,11 @@ from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
 from harness.evaluation.scoring import Scoring
-from harness.executors.local import Crew
 from harness.results.records import Failure, Record, Timing
+from harness.results.resolved import Resolved
 from harness.storage import keys, log, store
 from harness.storage.leases import Busy, Leases
-from harness.targets.model_store import Workshop, resolve
+from harness.targets.source import TargetSource, resolve
 from harness.targets.training import Interrupted
 from harness.types import Access, Attack, HarnessError, Source, Victim
 
@@ -29,15 +26,23 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Where cells run, if not in this process."""
+    """Decides in which processes the work of a run is done."""
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
-        """What became of each cell, by its key.
+        """Return what became of each cell, by its key.
 
         Raises:
             Interrupted: a signal came. StoreError: no cell can go on. What is done is kept.
         """
         ...
+
+
+class InProcess:
+    """Does all the work in this process."""
+
+    def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
+        """Return what became of each cell, by its key."""
+        return runner.work(plans)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +53,13 @@ class Plan:
     attack: Attack
     source: Target
     """Where the images are made: the target itself, or the source of a transfer attack."""
-    resolved: dict[str, Any]
+    resolved: Resolved
     key: str
     generation_key: str
     """The key of the attacked images, which cells that score them differently share."""
 
 
-def plan(cell: Cell, workshop: Workshop) -> Plan:
+def plan(cell: Cell, workshop: TargetSource) -> Plan:
     """Keys and plugins of a cell; trains nothing.
 
     Raises:
@@ -63,30 +68,26 @@ def plan(cell: Cell, workshop: Workshop) -> Plan:
     attack = plugins.attack(cell.attack)
     source = source_of(cell.target, plugins.guarded(str(cell.attack), lambda: attack.source))
     test = workshop.dataset(cell.target.dataset, "test")
-    target_facts = workshop.resolved(cell.target)
-    generation = {
-        "source": workshop.resolved(source) if source != cell.target else target_facts,
-        "randomness": workshop.defense(source).randomness,
-        "attack": resolve(attack, cell.attack),
-        "threat": cell.threat,
-        "test": test.digest,
-        "limit": min(cell.limit or len(test), len(test)),
-        "max_queries": cell.max_queries,
-    }
-    draws = cell.draws if workshop.defense(cell.target).randomised else 1
-    resolved = {
-        **generation,
-        "target": target_facts,
-        "target_randomness": workshop.defense(cell.target).randomness,
-        "draws": draws,
-    }
+    defense = workshop.defense(cell.target)
+    resolved = Resolved(
+        source=workshop.resolved(source),
+        randomness=workshop.defense(source).randomness,
+        attack=resolve(attack, cell.attack),
+        threat=cell.threat,
+        test=test.digest,
+        limit=min(cell.limit or len(test), len(test)),
+        max_queries=cell.max_queries,
+        target=workshop.resolved(cell.target),
+        target_randomness=defense.randomness,
+        draws=cell.draws if defense.randomised else 1,
+    )
     return Plan(
         cell=cell,
         attack=attack,
         source=source,
-        resolved=msgspec.to_builtins(resolved),
-        key=keys.key(resolved),
-        generation_key=keys.key(generation),
+        resolved=resolved,
+        key=resolved.key,
+        generation_key=resolved.generation_key,
     )
 
 
@@ -123,12 +124,9 @@ class Runner:
     to it, and looked at again when all else is done.
     """
 
-    workshop: Workshop
+    workshop: TargetSource
     batch_size: int = 128
-    crew: Crew | None = None
-    """Processes that help, if any."""
-    executor: Executor | None = None
-    """Does the work instead of this process."""
+    executor: Executor = dataclasses.field(default_factory=InProcess)
     announces: bool = True
     """Whether this is the run itself, and not a helper of it."""
     _leases: Leases | None = None
@@ -159,21 +157,21 @@ class Runner:
         if self.announces:
             self._announce(pending)
         missing = [each for each in pending if not self.store.has("records", each.key)]
-        results = self.executor.run(missing, self) if self.executor and missing else {}
-        left = [each for each in pending if each.key not in results]
-        with (
-            self.crew.helping([each.cell for each in missing])
-            if self.crew and missing
-            else contextlib.nullcontext()
-        ):
-            results |= self._all(left)
+        results = self.executor.run(missing, self) if missing else {}
+        results |= self.work([each for each in pending if each.key not in results])
         if self.announces:
             for folder in {self.store.results, self.store.cache}:
                 Leases(folder / "leases").sweep()
         return [results[each.key] for each in plans]
 
-    def _all(self, pending: list[Plan]) -> dict[str, Record | Failure]:
+    def work(self, plans: Sequence[Plan]) -> dict[str, Record | Failure]:
+        """Return what became of each cell, by its key, doing in this process what no other does.
+
+        Raises:
+            Interrupted: a signal came. StoreError: no cell can go on. What is done is kept.
+        """
         results: dict[str, Record | Failure] = {}
+        pending = plans
         while pending:
             waiting = []
             for current in pending:
@@ -200,7 +198,7 @@ class Runner:
                     generation=each.generation_key,
                     trainings=tuple(sorted(trainings)),
                     label=f"{each.cell.attack} on {target.label}, {target.dataset}",
-                    images=each.resolved["limit"],
+                    images=each.resolved.limit,
                 )
             )
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -319,7 +317,7 @@ class Runner:
                 test=test,
                 threat=cell.threat,
                 seed=cell.target.seed,
-                draws=current.resolved["draws"],
+                draws=current.resolved.draws,
                 bounded=current.attack.bounded,
                 device=workshop.device,
                 folder=self.store.scores_folder(current.key),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from harness.evaluation.judge import Judgement
 from harness.registry import defenses
 from harness.results import flags, provenance
 from harness.results.records import Accuracy, Record, TracePoint, pack
+from harness.results.resolved import Resolved
 from harness.spec import build
 from harness.types import Attack, Dataset, Defense
 
@@ -88,7 +88,7 @@ def record(
     key: str,
     cell: Cell,
     attack: Attack,
-    resolved: dict[str, Any],
+    resolved: Resolved,
     test: Dataset,
     shards: list[Shard],
     scored: Scored,

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.cells.cells import Cell
+from harness.evaluation.runner import Plan, Runner
 from harness.executors.worker import Job, encode
+from harness.results.records import Failure, Record
 from harness.types import HarnessError
 
 _PATIENCE = 60.0
@@ -40,37 +42,40 @@ def threads(workers: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Crew:
-    """The processes that help a run: one for each device but the first, which is the run's own."""
+class Processes:
+    """Runs cells in this process and, beside it, in one more for each further device."""
 
     devices: Sequence[str]
-    results: Path
-    cache: Path
-    data_dir: Path | None
-    batch_size: int
+    """The first is this process's own."""
     memory: int | None = None
     store: str | None = None
     log: Path | None = None
 
+    def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
+        """Return what became of each cell, by its key."""
+        with self._helping([each.cell for each in plans], runner):
+            return runner.work(plans)
+
     @contextlib.contextmanager
-    def helping(self, cells: Sequence[Cell]) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """Workers that live as long as the block: stopped where it is left by an error.
+    def _helping(self, cells: Sequence[Cell], runner: Runner) -> Iterator[None]:
+        """Run workers as long as the block: they are stopped where it is left by an error.
 
         A worker that dies is not replaced: its leases die with it, and the others do its work.
         """
         workers = len(self.devices)
+        data_dir = runner.workshop.data_dir
         started: list[subprocess.Popen[bytes]] = []
         done = False
         try:
             for index in range(1, workers):
                 job = Job(
                     cells=tuple(cells),
-                    results=str(self.results),
-                    cache=str(self.cache),
-                    data_dir=None if self.data_dir is None else str(self.data_dir),
+                    results=str(runner.store.results),
+                    cache=str(runner.store.cache),
+                    data_dir=None if data_dir is None else str(data_dir),
                     device=self.devices[index],
                     threads=threads(workers),
-                    batch_size=self.batch_size,
+                    batch_size=runner.batch_size,
                     memory=self.memory,
                     store=self.store,
                     log=None if self.log is None else str(self.log),
@@ -78,7 +83,7 @@ class Crew:
                     workers=workers,
                 )
                 started.append(_start(job))
-            yield started
+            yield
             done = True
         finally:
             for process in started:

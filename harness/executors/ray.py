@@ -15,7 +15,7 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,15 @@ _PATIENCE = 60.0
 class Cluster:
     """Runs cells on a Ray cluster: the one at `address`, else one of this machine alone."""
 
-    place: Place
-    address: str | None
-    workers: int | None
+    device: str | None = None
+    """Default: the GPU where the cluster has any."""
+    address: str | None = None
+    workers: int | None = None
     """On this machine: how many. On a cluster: into how many parts an attack is cut at most."""
-    gpus: float | None
+    gpus: float | None = None
     """Of each task. Default: 1 where the device is a GPU."""
+    memory: int | None = None
+    logs: bool = False
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
         """What became of each cell, by its key.
@@ -54,16 +57,35 @@ class Cluster:
             the results. Interrupted: a signal came; what is done is kept.
         """
         ray = _ray()
-        witness = Path(self.place.witness)
+        place = self._place(runner)
+        witness = Path(place.witness)
         write_atomic(witness, b"")
         try:
-            with self._connected(ray):
-                return _Drive(self, ray, runner).run(plans)
+            with self._connected(ray, place.threads):
+                return _Drive(self, place, ray, runner).run(plans)
         finally:
             remove(witness)
 
+    def _place(self, runner: Runner) -> Place:
+        """Return where the tasks of a run find things."""
+        store, data_dir = runner.store, runner.workshop.data_dir
+        witness = store.results / f".driver.{secrets.token_hex(4)}{TEMPORARY}"
+        return Place(
+            results=str(store.results.resolve()),
+            cache=str(store.cache.resolve()),
+            store=store.url,
+            witness=str(witness.resolve()),
+            data_dir=None if data_dir is None else str(data_dir.resolve()),
+            folder=os.getcwd(),
+            device=self.device or "",
+            threads=local.threads(os.cpu_count() or 1),  # one, unless the user says otherwise
+            batch_size=runner.batch_size,
+            memory=self.memory,
+            logs=self.logs,
+        )
+
     @contextlib.contextmanager
-    def _connected(self, ray: Any) -> Iterator[None]:
+    def _connected(self, ray: Any, threads: int) -> Iterator[None]:
         address = self.address or os.environ.get("RAY_ADDRESS")
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
@@ -72,7 +94,7 @@ class Cluster:
                 ray.init(address=address, **quiet)
             else:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                cores = None if self.workers is None else self.workers * self.place.threads
+                cores = None if self.workers is None else self.workers * threads
                 ray.init(num_cpus=cores, include_dashboard=False, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
@@ -108,10 +130,9 @@ def _ray() -> Any:
 class _Drive:
     """One matrix on its way through a cluster."""
 
-    def __init__(self, cluster: Cluster, ray: Any, runner: Runner) -> None:
+    def __init__(self, cluster: Cluster, place: Place, ray: Any, runner: Runner) -> None:
         self.ray, self.runner = ray, runner
         room = ray.cluster_resources()
-        place = cluster.place
         device = place.device or ("cuda" if room.get("GPU") else "cpu")
         gpus = cluster.gpus
         if gpus is None:
@@ -171,7 +192,7 @@ class _Drive:
                 needed = [trained[key] for key in [workshop.key(each.source)] if key in trained]
                 attacked[name] = [
                     self._send(None, each, "attack", needed, part=part)
-                    for part in parts(each.resolved["limit"], self.runner.batch_size, self.parts)
+                    for part in parts(each.resolved.limit, self.runner.batch_size, self.parts)
                 ]
         for each in plans:
             key = workshop.key(each.cell.target)
@@ -238,45 +259,3 @@ def parts(images: int, batch_size: int, most: int) -> list[tuple[int, int]]:
     count = min(batches, most)
     bounds = [batch_size * (batches * place // count) for place in range(count + 1)]
     return list(itertools.pairwise(bounds))
-
-
-def asked(words: Mapping[str, Any]) -> bool:
-    """Whether the words of a command line ask for Ray.
-
-    Raises:
-        HarnessError: options that do not go together.
-    """
-    on_ray: bool = words.get("executor") == "ray"
-    if on_ray and words.get("devices") is not None:
-        raise HarnessError("--devices is of the local executor: with Ray say --gpus-per-cell")
-    for option in ("address", "gpus_per_cell"):
-        if not on_ray and words.get(option) is not None:
-            raise HarnessError(f"--{option.replace('_', '-')} needs --executor ray")
-    return on_ray
-
-
-def cluster(runner: Runner, words: Mapping[str, Any]) -> Cluster:
-    """The executor that the words of a command line ask for."""
-    store = runner.store
-    witness = store.results / f".driver.{secrets.token_hex(4)}{TEMPORARY}"
-    threads = local.threads(os.cpu_count() or 1)  # one, unless the user says otherwise
-    data_dir = words["data_dir"]
-    place = Place(
-        results=str(store.results.resolve()),
-        cache=str(store.cache.resolve()),
-        store=store.url,
-        witness=str(witness.resolve()),
-        data_dir=None if data_dir is None else str(data_dir.resolve()),
-        folder=os.getcwd(),
-        device=words["device"] or "",
-        threads=threads,
-        batch_size=runner.batch_size,
-        memory=words.get("memory"),
-        logs=words.get("log") is not None,
-    )
-    return Cluster(
-        place=place,
-        address=words.get("address"),
-        workers=words.get("workers"),
-        gpus=words.get("gpus_per_cell"),
-    )

@@ -264,8 +264,8 @@ def _step(settings: Settings, dataset: str, epsilon: float, steps: int) -> str:
     """The cell's or the dataset's step size, or a larger one where so few steps cannot cross the ball."""
     if settings.travel is not None:
         return f"{settings.travel * epsilon / steps:.6g}"
-    size = defaults.step_size(dataset)
-    if steps * size < epsilon:
+    size = defaults.step_size(dataset, epsilon=epsilon, steps=steps)
+    if size is None:
         size = min(2.5 * epsilon / steps, max(epsilon / 4, epsilon / steps))
     return repr(size)
 

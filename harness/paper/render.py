@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -19,7 +18,11 @@ from harness.types import HarnessError
 
 
 def choose(names: Sequence[str]) -> list[Protocol]:
-    """The protocols that a command names; `all` is all that come with the harness."""
+    """Return the protocols that a command names; `all` is all that come with the harness.
+
+    Raises:
+        HarnessError: no such protocol, or two files of one name.
+    """
     wanted: list[str] = []
     for name in names:
         wanted += protocol.names() if name == "all" else [name]
@@ -31,16 +34,14 @@ def choose(names: Sequence[str]) -> list[Protocol]:
     return tables
 
 
-def results_folder(words: Mapping[str, Any], profile: Profile) -> Path:
-    """Where a command's results lie."""
-    given: Path | None = words["results"]
-    return given or Path("results/runs") / profile.name
-
-
 def render(
-    tables: Sequence[Protocol], profile: Profile, store: Store, *, say: Any = click.echo
+    tables: Sequence[Protocol],
+    profile: Profile,
+    store: Store,
+    *,
+    say: Callable[[str], None] = click.echo,
 ) -> list[Path]:
-    """Tables and figures from the records alone. Needs no torch."""
+    """Write tables and figures from the records alone; return their paths. Needs no torch."""
     results = Results(store)
     written: list[Path] = []
     for table in tables:
@@ -75,14 +76,3 @@ def reproduced(store: Store) -> tuple[list[Reproduced], list[str]]:
     a line for each file that is damaged."""
     found, damage = store.read_all(REPRODUCED, Reproduced)
     return sorted(found.values(), key=lambda each: protocol.order(each.protocol.name)), damage
-
-
-def command(**words: Any) -> int:
-    """`harness reproduce --render`. Returns the exit status."""
-    tables = choose(words["names"])
-    profile = protocol.profile(words["profile"])
-    folder = results_folder(words, profile)
-    if not (folder / "records").is_dir():
-        raise HarnessError(f"no records in {folder}: leave out --render to make some")
-    render(tables, profile, Store(folder))
-    return 0

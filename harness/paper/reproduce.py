@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
 from harness import registry
 from harness.cells.cells import Cell
 from harness.evaluation.runner import Plan, Runner, plan
-from harness.paper import expansion, protocol
+from harness.paper import expansion
 from harness.paper.expansion import Place
 from harness.paper.measured import CELLS, cell_name
 from harness.paper.protocol import Profile, Protocol
-from harness.paper.render import choose, remember, render, results_folder
+from harness.paper.render import remember, render
 from harness.results.records import Failure, Record
 from harness.results.tables import load
 from harness.spec import build, parse
 from harness.storage.store import Store
-from harness.targets.model_store import Workshop
+from harness.targets.source import TargetSource
 from harness.types import HarnessError
 
 
@@ -34,7 +33,7 @@ class Job:
     cells: list[Cell]
 
 
-def prepare(tables: list[Protocol], profile: Profile, workshop: Workshop) -> Job:
+def prepare(tables: list[Protocol], profile: Profile, workshop: TargetSource) -> Job:
     """Cells of all tables, each once; names of plugins are checked before anything runs.
 
     Raises:
@@ -49,7 +48,9 @@ def prepare(tables: list[Protocol], profile: Profile, workshop: Workshop) -> Job
     return Job(tables=tables, profile=profile, datasets=datasets, cells=expansion.unique(places))
 
 
-def available(profile: Profile, workshop: Workshop, tables: Sequence[Protocol]) -> dict[str, str]:
+def available(
+    profile: Profile, workshop: TargetSource, tables: Sequence[Protocol]
+) -> dict[str, str]:
     """For each dataset that has stand-ins, the first that is there; the last where none is."""
     used = {
         expansion.merged(table, row, column).dataset
@@ -73,7 +74,7 @@ def available(profile: Profile, workshop: Workshop, tables: Sequence[Protocol]) 
     return chosen
 
 
-def _is_there(workshop: Workshop, name: str) -> bool:
+def _is_there(workshop: TargetSource, name: str) -> bool:
     try:
         workshop.dataset(name, "test")
     except HarnessError:
@@ -100,7 +101,7 @@ def check_plugins(table: Protocol, places: Sequence[Place]) -> None:
         build(parse(name), registry.defenses)
 
 
-def plans(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
+def plans(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failure]]:
     """A plan for each cell that can be run here, and for the others why not."""
     ready, refused = [], []
     for cell in job.cells:
@@ -136,7 +137,7 @@ def _note(store: Store, each: Plan) -> None:
     store.remove("failures", name)  # of a time when the dataset was not there
 
 
-def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
+def show_plan(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failure]]:
     """`--dry-run`: every cell and whether it is there. Returns what is missing."""
     ready, refused = plans(job, workshop)
     store = workshop.store
@@ -165,22 +166,14 @@ def show_plan(job: Job, workshop: Workshop) -> tuple[list[Plan], list[Failure]]:
     return missing, refused
 
 
-def command(**words: Any) -> int:
-    """`harness reproduce`. Returns the exit status."""
-    from harness.cli import engine
-    from harness.storage import remote
+def reproduce(
+    tables: list[Protocol], profile: Profile, runner: Runner, *, dry_run: bool = False
+) -> int:
+    """Run what the tables still need and draw them, or only say what that is. Return the exit status.
 
-    tables = choose(words["names"])
-    profile = protocol.profile(words["profile"])
-    store = remote.opened(results_folder(words, profile), words["cache"], words.get("store"))
-    if not words["dry_run"]:
-        store.prepare()
-    return engine.session(
-        store, words, lambda runner: _session(tables, profile, runner, words["dry_run"])
-    )
-
-
-def _session(tables: list[Protocol], profile: Profile, runner: Runner, dry_run: bool) -> int:
+    Raises:
+        Interrupted: a signal came; what is done is kept.
+    """
     from harness.evaluation import calibrate
     from harness.paper.figures import features
 

@@ -171,7 +171,7 @@ def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> lis
     facts = [
         f"{_range([record.count for record in records])} test images",
         f"{_range([_epochs(record) for record in records])} epochs",
-        f"{_range([int(record.resolved['draws']) for record in records])} scoring draws",
+        f"{_range([record.resolved.draws for record in records])} scoring draws",
         f"seeds {_list(record.cell.target.seed for record in records)}",
         f"commit {_list(record.made.get('commit', 'unknown') for record in records)}",
         f"device {_list(record.made.get('device', 'unknown') for record in records)}",
@@ -341,7 +341,7 @@ def _fields(table: Protocol, number: Number) -> list[object]:
         claim.note if claim else "",
         *_share(number.measured),
         first.count if first else "",
-        first.resolved["draws"] if first else "",
+        first.resolved.draws if first else "",
         first.robust.one_draw if first else "",
         first.robust.vote if first else "",
         *_share(number.after.share if number.after else None),

@@ -288,7 +288,7 @@ def _entry(record: Record, results: Results, worst: str) -> dict[str, Any]:
         "by vote": f"{100 * record.robust.vote:.1f} %",
         "right in every draw": f"{100 * record.robust.all_draws:.1f} %",
         "clean accuracy (epsilon = 0)": percent(clean) + " %",
-        "scoring draws": record.resolved["draws"],
+        "scoring draws": record.resolved.draws,
         "fooled at some query": f"{100 * record.fooled_on_the_way:.1f} %",
         "forwards an image": f"{record.passes.get('forwards', 0):g}",
         "backwards an image": f"{record.passes.get('backwards', 0):g}",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from harness.results.paired import Comparison, comparable, compare, right_counts
 from harness.results.records import Record
@@ -144,7 +143,7 @@ def _silent(record: Record) -> str:
 def _noise(record: Record) -> str:
     """A vote over draws removes the defense's own noise. Noise explains the drop where it is at least
     half of the way from the clean vote down to the robust mean."""
-    if not record.randomised or record.resolved["draws"] < 2:
+    if not record.randomised or record.resolved.draws < 2:
         return ""
     if record.cell.threat.epsilon == 0 or record.distances.get("largest_linf") == 0:
         return ""  # the control itself
@@ -197,7 +196,7 @@ def _scaled(record: Record) -> str:
         fewer.append(f"trained on {plan.limit} images")
     if cell.limit is not None and cell.limit == record.count:
         fewer.append(f"the first {record.count} test images")
-    if record.randomised and record.resolved["draws"] == 1:
+    if record.randomised and record.resolved.draws == 1:
         fewer.append("one scoring draw: noise cannot be told from success")
     return ", ".join(fewer)
 
@@ -225,7 +224,7 @@ def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
 def target_key(record: Record) -> str:
     """The same for records of one trained model with one kind of randomness, on the same images."""
     facts = record.resolved
-    return keys.key([facts.get("target"), facts.get("target_randomness"), record.ids])
+    return keys.key([facts.target, facts.target_randomness, record.ids])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,10 +340,8 @@ def _inherited(group: Sequence[Record]) -> Iterable[_Doubt]:
 # --- what an attack is, read from its record ------------------------------------------------------
 
 
-def _parameters(record: Record) -> Mapping[str, Any]:
-    attack: Mapping[str, Any] = record.resolved.get("attack", {})
-    parameters: Mapping[str, Any] = attack.get("parameters", {})
-    return parameters
+def _parameters(record: Record) -> Mapping[str, object]:
+    return record.resolved.attack.parameters
 
 
 def _white_box(record: Record) -> bool:
@@ -379,6 +376,5 @@ _BUDGETS = {"steps", "eot", "restarts", "step_size", "keep", "snapshot_steps", "
 
 def _family(record: Record) -> str:
     """The same for attacks that differ only in how long they try."""
-    facts = record.resolved.get("attack", {})
     own = {name: value for name, value in _parameters(record).items() if name not in _BUDGETS}
-    return keys.key([facts.get("name"), own])
+    return keys.key([record.resolved.attack.name, own])

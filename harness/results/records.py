@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from harness.cells.cells import Cell
+from harness.results.resolved import Resolved
 from harness.results.statistics import wilson
 from harness.types import Access
 
@@ -73,7 +73,7 @@ class Record:
 
     key: str
     cell: Cell
-    resolved: Mapping[str, Any]
+    resolved: Resolved
     """Every parameter of model, defense and attack, defaults included."""
     classes: int
     count: int

@@ -197,7 +197,7 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
         "seed": target.seed,
         "epochs": target.training.epochs,
         "count": record.count,
-        "draws": record.resolved["draws"],
+        "draws": record.resolved.draws,
         "clean": record.clean.mean,
         "clean_vote": record.clean.vote,
         "robust": record.robust.mean,

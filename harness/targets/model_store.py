@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -18,55 +17,23 @@ from harness.cells.cells import Target, TrainingPlan
 from harness.datasets import data
 from harness.random import Draws, Role, combine
 from harness.registry import models
+from harness.results.resolved import DatasetVersion, ResolvedTarget
 from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.leases import Busy, Lease, Leases
-from harness.storage.progress import Reporter
-from harness.storage.store import DamagedFile, Store, StoreError
+from harness.storage.store import DamagedFile, StoreError
 from harness.targets import estimates, own_models, training
 from harness.targets.defended import Defended
+from harness.targets.devices import generators_kept
+from harness.targets.source import TargetSource, resolve
 from harness.targets.views import View
 from harness.types import (
-    Attack,
     Batch,
     Dataset,
     Defense,
     HarnessError,
-    Spec,
     ThreatModel,
 )
-
-
-def resolve(plugin: Any, spec: Spec) -> dict[str, Any]:
-    """Return every parameter of a built plugin, defaults included, with its class and its code's version.
-
-    A field that is itself an attack or a defense (`transfer(pgd)`) is resolved in the same way, so that two
-    attacks that differ in what lies inside them never share a key.
-    """
-    made = isinstance(plugin, Attack | Defense)
-    if dataclasses.is_dataclass(plugin) and not isinstance(plugin, type):
-        parameters = dataclasses.asdict(plugin)
-        for field in dataclasses.fields(plugin):
-            value = getattr(plugin, field.name)
-            if isinstance(value, Attack | Defense):
-                inside = spec.inner or Spec(type(value).__qualname__)
-                parameters[field.name] = resolve(value, inside)
-    else:
-        parameters = dict(spec.parameters)
-    if hasattr(plugin, "describe"):  # given weights: their digest, not their path
-        parameters = plugin.describe(parameters)
-    return {
-        "name": spec.name,
-        **({"class": type(plugin).__qualname__} if made else {}),
-        "parameters": parameters,
-        "code": keys.code_version(type(plugin) if made else plugin),
-    }
-
-
-def precise(target: Target) -> dict[str, Any]:
-    """The precision, where one was asked for: else it leaves no mark, and keys are what they were."""
-    return {"precision": target.precision} if target.precision != "auto" else {}
-
 
 _KEPT = 3
 """Models in memory: the target of a cell, its source, and the one before."""
@@ -74,22 +41,15 @@ _PAUSE = 0.5
 
 
 @dataclasses.dataclass(kw_only=True)
-class Workshop:
+class Workshop(TargetSource):
     """Trains and loads the targets of one run; datasets and the last few models are kept."""
 
-    store: Store
-    device: torch.device
-    reporter: Reporter
-    stop: training.Stop
-    data_dir: Path | None = None
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)
-    damage: list[str] = dataclasses.field(default_factory=list)
-    """What was found damaged and set aside, a line each."""
     _models: collections.OrderedDict[str, Defended] = dataclasses.field(
         default_factory=collections.OrderedDict
     )
     _failed: dict[str, HarnessError] = dataclasses.field(default_factory=dict)
-    _resolved: dict[bytes, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    _resolved: dict[bytes, ResolvedTarget] = dataclasses.field(default_factory=dict)
     _leases: Leases | None = None
 
     def dataset(self, name: str, split: data.Split) -> Dataset:
@@ -104,65 +64,38 @@ class Workshop:
             defense = dataclasses.replace(defense, estimates=0)  # a fresh mask at every forward
         return defense
 
-    def resolved(self, target: Target) -> dict[str, Any]:
-        """What the trained weights depend on."""
+    def resolved(self, target: Target) -> ResolvedTarget:
+        """Return everything that the trained weights depend on."""
         asked = keys.canonical(target)
         if asked not in self._resolved:
             self._resolved[asked] = self._resolve(target)
-        return copy.deepcopy(self._resolved[asked])
+        return self._resolved[asked]
 
-    def _resolve(self, target: Target) -> dict[str, Any]:
+    def _resolve(self, target: Target) -> ResolvedTarget:
         dataset = self.dataset(target.dataset, "train")
-        defense = self.defense(target)
-        described = resolve(defense, target.defense)
-        described["parameters"].pop("randomness")  # inference alone
         plan = dataclasses.asdict(target.training)
         plan.pop("paper_epochs")
-        plan["inner"] = None
         if target.training.inner is not None:
             inner = plugins.attack(target.training.inner)
             plan["inner"] = resolve(inner, target.training.inner)
         plugins.check_parameters(target.model, models)
-        return {
-            "engine": keys.ENGINE_VERSION,
-            "dataset": {"name": target.dataset, "digest": dataset.digest},
-            "model": resolve(models.get(target.model.name), target.model),
-            "defense": described,
-            "training": plan,
-            "seed": target.seed,
-            **precise(target),
-        }
-
-    def key(self, target: Target) -> str:
-        return keys.key(self.resolved(target))
+        return ResolvedTarget(
+            engine=keys.ENGINE_VERSION,
+            dataset=DatasetVersion(name=target.dataset, digest=dataset.digest),
+            model=resolve(models.get(target.model.name), target.model),
+            # How it is randomised matters at inference alone.
+            defense=resolve(self.defense(target), target.defense, without=("randomness",)),
+            training=msgspec.to_builtins(plan),
+            seed=target.seed,
+            precision=target.precision,
+        )
 
     def is_trained(self, target: Target) -> bool:
         given = own_models.is_given(target.model)
         return given or self.store.checkpoint_path(self.key(target)).exists()
 
-    def mend(self, error: DamagedFile) -> str:
-        """Set a damaged file aside and say so; returns what was said.
-
-        Raises:
-            StoreError: it cannot be moved.
-        """
-        aside = store.set_aside(error.path)
-        line = f"{error.path} is damaged: {error.reason}. It was set aside as {aside.name}"
-        self.notice(line)
-        return line
-
-    def notice(self, line: str) -> None:
-        """Say, now and at the end, that something was damaged."""
-        self.damage.append(line)
-        self.reporter.say(line)
-
     def obtain(self, target: Target, *, wait: bool = True) -> Defended:
-        """The defended model, frozen, in evaluation mode.
-
-        Raises:
-            HarnessError: training fails. DamagedFile: its checkpoint is damaged.
-            Busy: another run trains it, and `wait` is off. Interrupted: a signal came.
-        """
+        """Return the defended model, trained where it is not stored yet."""
         key = self.key(target)
         while key not in self._models:
             if key in self._failed:  # not twice in one run
@@ -199,8 +132,7 @@ class Workshop:
         defense = self.defense(target)
         shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
         classes = len(dataset.classes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(combine(target.seed, Role.WEIGHTS))
+        with generators_kept(combine(target.seed, Role.WEIGHTS)):
             model: nn.Module = build(target.model, models, shape=shape, classes=classes)
         model = model.to(memory_format=torch.channels_last)  # LeNet on a CPU: 1.2 times as fast
         auxiliary = self._auxiliary(defense, dataset, target)
@@ -250,7 +182,8 @@ class Workshop:
             identity=key,
             mend=self.mend,
         )
-        report = training.fit(job, reporter=self.reporter, stop=self.stop)
+        with generators_kept():
+            report = training.fit(job, reporter=self.reporter, stop=self.stop)
         log = {
             "key": key,
             "target": target.label,
@@ -262,9 +195,7 @@ class Workshop:
     def _estimates(
         self, defended: Defended, dataset: Dataset, target: Target
     ) -> estimates.Estimates:
-        facts = self.resolved(target)
-        relevant = {name: facts[name] for name in ("dataset", "defense", "seed", "engine")}
-        key = keys.key({**relevant, "limit": len(dataset)})
+        key = keys.key({**_clean_images(self.resolved(target)), "limit": len(dataset)})
         with self._lease(key, "estimates"):  # models of one defense share them
             return estimates.obtain(
                 self.store.estimates_path(key),
@@ -279,16 +210,14 @@ class Workshop:
 
     def _auxiliary(self, defense: Defense, dataset: Dataset, target: Target) -> nn.Module | None:
         """The defense's own module, trained on clean images, shared by all its classifiers."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(combine(target.seed, Role.WEIGHTS, 1))
+        with generators_kept(combine(target.seed, Role.WEIGHTS, 1)):
             module = defense.auxiliary_module(dataset.shape)
         if module is None:
             return None
         module = module.to(self.device)
         plan = TrainingPlan(**{"limit": target.training.limit, **defense.auxiliary_plan()})
-        facts = self.resolved(target)
-        relevant = {name: facts[name] for name in ("dataset", "defense", "seed", "engine")}
-        key = keys.key({**relevant, "plan": dataclasses.asdict(plan)})
+        facts = _clean_images(self.resolved(target))
+        key = keys.key({**facts, "plan": dataclasses.asdict(plan)})
         path = self.store.checkpoint_path(key)
         identity = {"key": key, "target": f"{target.defense.name}: auxiliary"}
         if not path.exists():
@@ -326,7 +255,13 @@ class Workshop:
             identity=key,
             mend=self.mend,
         )
-        training.fit(job, reporter=self.reporter, stop=self.stop)
+        with generators_kept():
+            training.fit(job, reporter=self.reporter, stop=self.stop)
+
+
+def _clean_images(facts: ResolvedTarget) -> dict[str, object]:
+    """Return what a defense's work on clean images depends on, whatever classifier comes after it."""
+    return {name: getattr(facts, name) for name in ("dataset", "defense", "seed", "engine")}
 
 
 def load_weights(module: nn.Module, path: Path, identity: dict[str, str]) -> None:

@@ -8,8 +8,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from harness import registry
 from harness.evaluation.suites import Entry
+from harness.results.resolved import Plugin
 from harness.spec import build
 from harness.storage import keys
 from harness.types import Attack, Defense, HarnessError, Spec
@@ -37,13 +40,13 @@ def specification(plugin: Attack | Defense) -> Spec:
     return Spec(f"{PREFIX}:{label}")
 
 
-def described(defense: Defense) -> dict[str, Any]:
-    """What of a defense can change a number: class, parameters, code."""
-    return {
-        "name": type(defense).__qualname__,
-        "parameters": dataclasses.asdict(defense),
-        "code": code(type(defense)),
-    }
+def described(defense: Defense) -> Plugin:
+    """Return what of a defense can change a number: class, parameters, code."""
+    return Plugin(
+        name=type(defense).__qualname__,
+        parameters=msgspec.to_builtins(dataclasses.asdict(defense)),
+        code=code(type(defense)),
+    )
 
 
 def code(kind: type) -> str:
@@ -79,8 +82,9 @@ def refuse_copies(specs: Sequence[Spec]) -> None:
     for spec in specs:
         if needs_another_model(spec):
             raise HarnessError(
-                f"{spec} needs an independently trained copy of the model, and this one came with its "
-                "weights: leave out --weights, or name another source (transfer(...,defense=vanilla))",
+                f"{spec} needs an independently trained copy of the model; this one came with its weights, and "
+                "no independent copy can be made: let `harness run` train both (no --weights), or name "
+                "another source (transfer(...,defense=vanilla))",
                 page="quickstart",
             )
 

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.registry import load_file
 from harness.results import flags
 from harness.results.paired import compare
 from harness.results.records import Accuracy, Record, TracePoint, pack
+from harness.results.resolved import Plugin
 from harness.types import ThreatModel
 
 record = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py").record
@@ -27,8 +29,12 @@ def raised(*records: Record) -> dict[str, Mapping[str, str]]:
 
 
 def steps(record: Record, **parameters: object) -> Record:
-    attack = {"name": record.cell.attack.name, "parameters": parameters}
-    resolved = {**record.resolved, "attack": attack}
+    return attacked_by(record, record.cell.attack.name, **parameters)
+
+
+def attacked_by(record: Record, name: str, **parameters: object) -> Record:
+    attack = Plugin(name=name, parameters=parameters, code="none")
+    resolved = msgspec.structs.replace(record.resolved, attack=attack)
     return dataclasses.replace(record, resolved=resolved)
 
 
@@ -72,15 +78,10 @@ def test_many_comparisons_ask_for_more(tmp_path: Path) -> None:
 
 def test_doubled_budget_does_better() -> None:
     less, more = steps(one(120, name="a"), steps=20), steps(one(90, name="a2"), steps=40)
-    more = dataclasses.replace(
-        more, resolved={**more.resolved, "attack": {"name": "a", "parameters": {"steps": 40}}}
-    )
+    more = attacked_by(more, "a", steps=40)
     assert "steps=40" in raised(less, more)["a"]["not-converged"]
     assert not raised(less, more)["a2"]
-    weaker = steps(one(90, name="a2"), steps=30)
-    weaker = dataclasses.replace(
-        weaker, resolved={**weaker.resolved, "attack": {"name": "a", "parameters": {"steps": 30}}}
-    )
+    weaker = attacked_by(one(90, name="a2"), "a", steps=30)
     assert not raised(less, weaker)["a"]  # not doubled
 
 

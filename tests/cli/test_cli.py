@@ -11,8 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from harness.cli import engine
 from harness.cli.main import main
+from harness.cli.run import show
+from harness.evaluation import planning
 from harness.paper import expansion, protocol
 from harness.random import Draws
 from harness.results.records import Failure, Record
@@ -86,7 +87,7 @@ def test_each_doubt_is_explained_once_with_the_cells_that_it_concerns(
         results.append(record(each, flags=flags))
 
     def doubts() -> list[str]:
-        engine.show(results, {}, tmp_path, "")
+        show(results, {}, tmp_path, "")
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith(("scaled", "noise", "failed"))]
 
@@ -247,7 +248,7 @@ def test_one_damaged_byte_is_found_in_every_file(tmp_path: Path) -> None:
 def test_lists_name_everything_with_its_origin() -> None:
     done = harness("list")
     assert done.exit_code == 0
-    for word in ("menet-nuc", "bpda", "lenet", "digits", "nuclear-norm", "[attacks.pgd]"):
+    for word in ("menet-nuc", "bpda", "lenet", "digits", "nuclear-norm", "[harness.attacks.pgd]"):
         assert word in done.stdout
     assert harness("list", "nonsense").exit_code == 2
 
@@ -280,8 +281,8 @@ def test_what_the_user_says_of_an_attack_is_done(
     settings: dict[str, Any], options: dict[str, str], said: str
 ) -> None:
     """A default of the dataset never stands in the place of what was asked for."""
-    spec = engine.attack_of("pgd", settings, options, step=0.01, epsilon=0.3)
-    assert str(spec) == said
+    asked = planning.AttackOptions(attacks=["pgd"], attack_options=options, **settings)
+    assert str(planning.attack_of("pgd", asked, dataset="mnist", epsilon=0.3)) == said
 
 
 def test_a_step_size_that_crosses_no_ball_is_still_the_users(tmp_path: Path) -> None:

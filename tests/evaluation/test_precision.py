@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,9 +117,9 @@ def test_a_precision_that_nobody_asked_for_leaves_no_mark(tmp_path: Path) -> Non
     )
     cell = Cell(target=target, attack=Spec("clean"), threat=ThreatModel(epsilon=0.1))
     assert cell_name(cell) == "8de2fdb7f60a2f4311f4"
-    assert "precision" not in workshop.resolved(target)
+    assert "precision" not in msgspec.to_builtins(workshop.resolved(target))
     half = dataclasses.replace(target, precision="bfloat16")
-    assert workshop.resolved(half)["precision"] == "bfloat16"
+    assert workshop.resolved(half).precision == "bfloat16"
     assert workshop.key(half) != workshop.key(target)
     assert cell_name(dataclasses.replace(cell, target=half)) != cell_name(cell)
     assert (target.schooling, half.schooling) == ("1 epoch", "1 epoch in bfloat16")

@@ -11,6 +11,7 @@ import pytest
 from harness.evaluation import suites
 from harness.registry import defenses, load_file
 from harness.results import worst_case
+from harness.results.records import unpack
 from harness.results.summaries import spread, worst_lines
 from harness.types import HarnessError, Spec, ThreatModel
 
@@ -82,7 +83,7 @@ def test_luck_in_scoring_is_no_success() -> None:
         min(sum(column) / 10 for column in image)
         for image in zip(
             *[
-                list(zip(*[suites.unpack(row, 400) for row in r.robust_outcomes], strict=True))
+                list(zip(*[unpack(row, 400) for row in r.robust_outcomes], strict=True))
                 for r in records
             ],
             strict=True,

@@ -6,7 +6,7 @@ import hashlib
 import random
 from pathlib import Path
 
-from harness.cells.cells import Cell
+from harness.cells.cells import Cell, Target
 from harness.paper import expansion
 from harness.paper.figures.data import (
     FOLDER,
@@ -21,10 +21,42 @@ from harness.paper.figures.data import (
 from harness.paper.protocol import Profile, Protocol
 from harness.paper.render import remember
 from harness.results.records import Accuracy, Record, Timing, TracePoint, pack
+from harness.results.resolved import DatasetVersion, Plugin, Resolved, ResolvedTarget
 from harness.storage import keys
 from harness.storage.store import Store
+from harness.types import Spec, ThreatModel
 
 COUNT = 40
+
+
+def resolved(
+    target: Target, threat: ThreatModel, *, attack: str, steps: int, draws: int, limit: int = COUNT
+) -> Resolved:
+    """Return what is written down of a run with an attack of so many steps; plugins have no code."""
+
+    def plugin(spec: Spec) -> Plugin:
+        return Plugin(name=spec.name, parameters=dict(spec.parameters), code="none")
+
+    weights = ResolvedTarget(
+        engine=1,
+        dataset=DatasetVersion(name=target.dataset, digest="none"),
+        model=plugin(target.model),
+        defense=plugin(target.defense),
+        training={"target": keys.key(target)},
+        seed=target.seed,
+    )
+    return Resolved(
+        source=weights,
+        randomness="fresh",
+        attack=Plugin(name=attack, parameters={"steps": steps}, code="none"),
+        threat=threat,
+        test="none",
+        limit=limit,
+        max_queries=None,
+        target=weights,
+        target_randomness="fresh",
+        draws=draws,
+    )
 
 
 def record(cell: Cell, *, robust: float = 0.5, flags: dict[str, str] | None = None) -> Record:
@@ -40,16 +72,12 @@ def record(cell: Cell, *, robust: float = 0.5, flags: dict[str, str] | None = No
         one_draw=sum(rows[0]) / COUNT, mean=right, vote=right, all_draws=0.1, count=COUNT
     )
     clean = Accuracy(one_draw=0.9, mean=0.9, vote=0.95, all_draws=0.8, count=COUNT)
-    target = keys.key(cell.target)
     return Record(
         key=hashlib.sha256(name.encode()).hexdigest()[:20],
         cell=cell,
-        resolved={
-            "target": target,
-            "target_randomness": "fresh",
-            "draws": cell.draws,
-            "attack": {"name": cell.attack.name, "parameters": {"steps": steps}},
-        },
+        resolved=resolved(
+            cell.target, cell.threat, attack=cell.attack.name, steps=steps, draws=cell.draws
+        ),
         classes=10,
         count=COUNT,
         ids="fabricated",

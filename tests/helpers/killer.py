@@ -22,9 +22,9 @@ from typing import Any
 import faults
 
 from harness import registry
-from harness.cli import engine
 from harness.cli import main as command_line
 from harness.datasets import data
+from harness.executors import session
 from harness.results import provenance
 from harness.storage import keys, store
 from harness.targets import estimates, training
@@ -67,7 +67,7 @@ def prepare() -> None:
         importlib.import_module(slow)
     training.SAVE_EVERY = estimates.SAVE_EVERY = 0.0
     training._SAVE_COST = 0
-    engine.reporter = lambda **_: Watcher()  # type: ignore[assignment]
+    session.reporter = lambda **_: Watcher()  # type: ignore[assignment]
     whole = store.write_atomic
 
     def noted(path: Path, content: bytes) -> None:

@@ -129,6 +129,8 @@ def record(
     **changes: object,
 ) -> Record:
     """A record with these outcomes, by draw and image."""
+    from tests.helpers.fabricated import resolved  # not known where this file is a user's plugin
+
     count, draws = len(rows[0]), len(rows)
     mean = sum(map(sum, rows)) / (count * draws)
     votes = [2 * sum(c) > draws for c in zip(*rows, strict=True)] if votes is None else votes
@@ -150,12 +152,7 @@ def record(
     fields: dict[str, object] = {
         "key": f"{attack}-{threat.epsilon:.3f}-{seed}",
         "cell": Cell(target=target, attack=Spec(attack), threat=threat),
-        "resolved": {
-            "target": {"seed": seed},
-            "target_randomness": "fresh",
-            "draws": draws,
-            "attack": {"name": attack, "parameters": {"steps": 40}},
-        },
+        "resolved": resolved(target, threat, attack=attack, steps=40, draws=draws, limit=count),
         "classes": 10,
         "count": count,
         "ids": "same",

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness.defenses.estimation import native
 from harness.registry import attacks, defenses, load_file
 from harness.spec import build, parse
 from harness.storage import keys
-from harness.targets.model_store import resolve
+from harness.targets.source import resolve
 
 ATTACKS = '''
 import dataclasses
@@ -174,13 +175,13 @@ def test_an_edited_lane_changes_the_key_of_its_defenses_alone(
 ) -> None:
     names = ("menet-nuc", "menet-usvt", "vanilla")
     specs = [parse(each) for each in names]
-    before = [resolve(build(spec, defenses), spec)["code"] for spec in specs]
+    before = [resolve(build(spec, defenses), spec).code for spec in specs]
     edited = tmp_path / name
     (original,) = (path for path in native.CODE_FILES if path.name == name)
     edited.write_bytes(original.read_bytes() + b"\nint one;")
     others = tuple(edited if path.name == name else path for path in native.CODE_FILES)
     monkeypatch.setattr(native, "CODE_FILES", others)
-    after = [resolve(build(spec, defenses), spec)["code"] for spec in specs]
+    after = [resolve(build(spec, defenses), spec).code for spec in specs]
     assert [old != new for old, new in zip(before, after, strict=True)] == [True, True, False]
 
 
@@ -189,7 +190,8 @@ def test_an_edited_lane_changes_the_key_of_its_defenses_alone(
 
 def facts(text: str) -> dict[str, Any]:
     spec = parse(text)
-    return resolve(build(spec, attacks), spec)
+    found: dict[str, Any] = msgspec.to_builtins(resolve(build(spec, attacks), spec))
+    return found
 
 
 @pytest.mark.parametrize("form", ["{}", "transfer({})", "transfer(transfer({}))"])
@@ -216,6 +218,6 @@ def test_inner_parameters_defaults_included_are_in_the_key() -> None:
     plain = facts("transfer(pgd)")
     inner = plain["parameters"]["inner"]
     steps = inner["parameters"]["steps"]
-    assert (inner["name"], inner["class"]) == ("pgd", "PGD")
+    assert (inner["name"], inner["kind"]) == ("pgd", "PGD")
     assert keys.key(plain) == keys.key(facts(f"transfer(pgd(steps={steps}))"))
     assert keys.key(plain) != keys.key(facts(f"transfer(pgd(steps={steps + 1}))"))

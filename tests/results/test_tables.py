@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 
 from harness.cells.cells import Cell
@@ -69,12 +70,11 @@ def test_a_record_outranks_a_failure_of_its_cell(cell: Cell) -> None:
 def test_models_of_one_description_share_a_row_and_its_lowest_worst_case(cell: Cell) -> None:
     cells = [attacked(cell, name) for name in ("bpda", "fgsm")]
     stands = [record(each, robust=0.9) for each in cells]
-    falls = [
-        dataclasses.replace(
-            made, key=f"{made.key}-anew", resolved={**made.resolved, "target": "trained anew"}
-        )
-        for made in (record(each, robust=0.0) for each in cells)
-    ]
+    falls = []
+    for made in (record(each, robust=0.0) for each in cells):
+        anew = msgspec.structs.replace(made.resolved.target, training={"target": "trained anew"})
+        resolved = msgspec.structs.replace(made.resolved, target=anew)
+        falls.append(dataclasses.replace(made, key=f"{made.key}-anew", resolved=resolved))
     for found in (stands + falls, falls + stands):
         head, _, row = table(*found).splitlines()[:3]
         columns = [name.strip() for name in head.split("|")]

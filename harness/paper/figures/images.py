@@ -12,13 +12,12 @@ from torch import Tensor
 
 from harness import registry
 from harness.datasets import data
-from harness.paper import protocol
 from harness.paper.figures.data import FOLDER, MaskData, Picture, RankData, Ranks, picture
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.spec import build, parse
 from harness.storage import keys
-from harness.storage.progress import Reporter, reporter
+from harness.storage.progress import Reporter
 from harness.storage.store import Store
 from harness.types import Dataset, Defense, HarnessError
 
@@ -166,31 +165,3 @@ def prepare(
             names[0], table.defenses, table.probabilities, data_dir=data_dir, report=report
         )
     store.write_json(FOLDER, table.name, found)
-
-
-def rank_command(**words: Any) -> int:
-    """`harness rank`."""
-    from harness.paper.figures import draw
-
-    report = reporter()
-    found = rank_data(words["datasets"], words["images"], data_dir=words["data_dir"], report=report)
-    table = protocol.load("figure1")
-    draw.save(draw.draw_ranks(table, found), words["output"], "rank")
-    return 0
-
-
-def reconstruct_command(**words: Any) -> int:
-    """`harness reconstruct`."""
-    from harness.paper.figures import draw
-
-    table = protocol.load("figure2")
-    found = mask_data(
-        words["dataset"],
-        words["defenses"] or table.defenses,
-        table.probabilities,
-        position=words["image"],
-        data_dir=words["data_dir"],
-        report=reporter(),
-    )
-    draw.save(draw.draw_masks(table, found), words["output"], "reconstruct")
-    return 0

@@ -1,0 +1,27 @@
+"""`harness clean`: what could be deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.options import RESULTS
+
+
+@click.command()
+@click.option("--what", multiple=True, help="Only these kinds, as `harness clean` names them.")
+@click.option("--yes", is_flag=True, help="Delete. Without --what: only what nobody misses.")
+@click.option("--cache", type=click.Path(path_type=Path), help="As the run had it.")
+@RESULTS
+def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -> None:
+    """What could be deleted, and what it would cost to make again.
+
+    \b
+    harness clean --what attacked --what states --yes
+    """
+    from harness.results import clean as clean_
+    from harness.storage.store import Store
+
+    for line in clean_.run(Store(results, cache), what, yes=yes):
+        click.echo(line)

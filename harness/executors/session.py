@@ -1,0 +1,143 @@
+"""One command at work: a store, a runner, signals that are heard, and as many processes as are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import click
+import torch
+
+from harness.evaluation.runner import Executor, InProcess, Runner
+from harness.executors import local, ray
+from harness.storage import log, remote
+from harness.storage.progress import reporter
+from harness.targets import devices, memory
+from harness.targets.model_store import Workshop
+from harness.targets.training import Interrupted, Stop
+from harness.types import HarnessError
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """Where a command works and with what; nothing here changes a number."""
+
+    results: Path = Path("results/runs")
+    cache: Path | None = None
+    """Folder of weights and estimates. Default: `results`."""
+    store: str | None = None
+    """URL of an object store to meet on."""
+    data_dir: Path | None = None
+    device: str | None = None
+    devices: str | None = None
+    """One process each: `0,1,2,3`."""
+    workers: int | None = None
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+    """Ray's cluster."""
+    gpus_per_cell: float | None = None
+    batch_size: int = 128
+    memory: int | None = None
+    """Bytes."""
+    log: Path | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            HarnessError: with the one to leave out or to add.
+        """
+        on_ray = self.executor == "ray"
+        if on_ray and self.devices is not None:
+            raise HarnessError("--devices is of the local executor: with Ray say --gpus-per-cell")
+        for option in ("address", "gpus_per_cell"):
+            if not on_ray and getattr(self, option) is not None:
+                raise HarnessError(f"--{option.replace('_', '-')} needs --executor ray")
+
+
+def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool = True) -> int:
+    """Do some work with a runner, and say so where it is interrupted. Return the exit status.
+
+    Args:
+        prepare: make the results folder, and find out that it can be written, before any work.
+    """
+    store = remote.opened(options.results, options.cache, options.store)
+    if prepare:
+        store.prepare()
+    names = _devices(options)
+    with _signals() as stop, log.to(options.log), store.publishing():
+        workshop = Workshop(
+            store=store,
+            device=devices.choose(names[0]),
+            reporter=reporter(quiet=options.quiet),
+            stop=stop,
+            data_dir=options.data_dir,
+        )
+        store.noticed = workshop.notice
+        runner = Runner(
+            workshop=workshop, batch_size=options.batch_size, executor=_executor(options, names)
+        )
+        if options.memory is not None:
+            memory.limit(options.memory, workshop.device)
+        try:
+            return work(runner)
+        except (Interrupted, KeyboardInterrupt):
+            click.echo("stopped: what is done is kept; the same command again goes on", err=True)
+            return INTERRUPTED
+
+
+def _devices(options: SessionOptions) -> list[str | None]:
+    """Return the device of each local process; None is the usual one."""
+    if options.executor == "ray":  # its driver plans and draws alone: it may stand where no GPU is
+        return [None]
+    if options.devices is not None:
+        return [*local.devices(options.devices)]
+    return [options.device] * (options.workers or 1)
+
+
+def _executor(options: SessionOptions, names: list[str | None]) -> Executor:
+    """Return what divides the work among processes."""
+    if options.executor == "ray":
+        return ray.Cluster(
+            device=options.device,
+            address=options.address,
+            workers=options.workers,
+            gpus=options.gpus_per_cell,
+            memory=options.memory,
+            logs=options.log is not None,
+        )
+    if len(names) == 1:
+        return InProcess()
+    torch.set_num_threads(local.threads(len(names)))
+    return local.Processes(
+        devices=[str(devices.choose(name)) for name in names],
+        memory=options.memory,
+        store=options.store,
+        log=options.log,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stop]:
+    """Ask the run to stop at SIGINT and SIGTERM; a second one ends it at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        click.echo("stopping at the next safe point; once more stops at once", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
