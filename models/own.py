@@ -65,6 +65,7 @@ def describe(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's parameters can change a number: the content of its files, not their place."""
     known = {key: value for key, value in parameters.items() if key not in ("weights", "sha256")}
     weights, build = str(parameters.get("weights", "")), str(parameters.get("build", ""))
+    _find(build)
     if weights and weights != PRETRAINED:
         known["weights"] = file_digest(Path(weights))
     else:
@@ -114,6 +115,20 @@ def _network(
     return network
 
 
+def _find(build: str) -> None:
+    """Find out, before anything is built or stored, whether a name means something.
+
+    Raises:
+        HarnessError: it does not.
+    """
+    library, _, rest = build.partition(":")
+    if library == "timm":
+        _find_in_timm(rest)
+    elif library != "hub" and Path(build).suffix not in (".pt2", ".pt", ".pth", ".onnx", ""):
+        with _own_packages(Path(library).parent if library.endswith(".py") else None):
+            models.get(build)
+
+
 def _call(
     make: Callable[..., Any],
     shape: tuple[int, int, int],
@@ -140,6 +155,20 @@ def _timm(
     pretrained: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
+    timm = _find_in_timm(name)
+    chosen = dict(options)
+    if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
+        chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
+    made: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+    return made
+
+
+def _find_in_timm(name: str) -> Any:
+    """Return timm.
+
+    Raises:
+        HarnessError: it is not installed, or has no such model.
+    """
     try:
         import timm
     except ImportError:
@@ -149,11 +178,7 @@ def _timm(
         raise HarnessError(
             f"timm has no model {name!r}: did you mean {' or '.join(near) or '...'}?"
         )
-    chosen = dict(options)
-    if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
-        chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
-    made: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
-    return made
+    return timm
 
 
 def _hub(
@@ -344,6 +369,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 @models.bridge("timm")
 def timm_model(rest: str) -> Callable[..., nn.Module]:
     """The models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
+
+    _find_in_timm(rest)
 
     def build(shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
         return _timm(rest, shape, classes, False, options)

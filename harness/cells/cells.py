@@ -46,6 +46,7 @@ class TrainingPlan:
             raise HarnessError(f"learning_rate is {self.learning_rate}: it must be positive")
         if self.limit is not None and self.limit < 1:
             raise HarnessError(f"a training limit of {self.limit}: it must be 1 or more")
+        ThreatModel(epsilon=self.epsilon)  # raises where there is no such ball
         if self.kind == "adversarial" and self.inner is None:
             raise HarnessError("adversarial training needs an inner attack")
 

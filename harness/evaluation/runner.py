@@ -149,6 +149,8 @@ class Runner:
             StoreError: the results folder cannot be read or written; what is done is kept.
         """
         plans = [plan(cell, self.workshop) for cell in cells]
+        if self.announces:
+            self._warn(cells)
         # Cells of one trained model run together, so that it is trained and loaded once.
         groups: dict[bytes, list[Plan]] = {}
         for each in plans:
@@ -185,6 +187,13 @@ class Runner:
                 time.sleep(_PAUSE)
             pending = waiting
         return results
+
+    def _warn(self, cells: Sequence[Cell]) -> None:
+        """Say once of each ball that it holds every image."""
+        balls = {cell.target.dataset: cell.threat for cell in cells}
+        for dataset, threat in balls.items():
+            if line := threat.doubt(self.workshop.dataset(dataset, "test").shape):
+                self.workshop.reporter.say(line)
 
     def _announce(self, plans: Sequence[Plan]) -> None:
         """What is set out to do, for `harness status`."""
