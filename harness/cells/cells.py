@@ -66,7 +66,7 @@ class Target:
 
     @property
     def label(self) -> str:
-        """`menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
+        """Return the target's name: `menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
         if self.training.kind != "adversarial":
             return str(self.defense)
         madry = self.defense == Spec("vanilla")
@@ -74,7 +74,7 @@ class Target:
 
     @property
     def schooling(self) -> str:
-        """`weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
+        """Return how it was trained: `weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
         epochs = self.training.epochs
         trained = f"{epochs} epoch{'s' if epochs > 1 else ''}"
         said = "weights as given" if self.training.kind == "given" else trained

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def of_records(records: Sequence[Record], timings: Mapping[str, Timing]) -> pandas.DataFrame:
-    """A row for each record, in the columns of `harness table --format csv`."""
+    """Return a row for each record, in the columns of `harness table --format csv`."""
     import pandas
 
     return pandas.DataFrame([tables.flat(record, timings.get(record.key)) for record in records])
 
 
 def load(results: str | Path = "results/runs") -> pandas.DataFrame:
-    """All records of a results folder as a frame.
+    """Return all records of a results folder as a frame.
 
     Raises:
         HarnessError: there are none. DamageError: one is damaged.
@@ -38,7 +38,7 @@ def load(results: str | Path = "results/runs") -> pandas.DataFrame:
 
 
 def write(frame: pandas.DataFrame, path: str | Path) -> Path:
-    """A frame as .csv, .parquet or .json.
+    """Write a frame as .csv, .parquet or .json.
 
     Raises:
         HarnessError: another suffix, or parquet without pyarrow.
@@ -61,7 +61,7 @@ def write(frame: pandas.DataFrame, path: str | Path) -> Path:
 
 
 def to_tensorboard(records: Sequence[Record], folder: str | Path) -> None:
-    """Robust accuracy by attack step, and the final numbers, as TensorBoard events: one run a record.
+    """Write robust accuracy by attack step, and the final numbers, as TensorBoard events: one run a record.
 
     Raises:
         HarnessError: tensorboard is not installed.

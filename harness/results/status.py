@@ -26,7 +26,7 @@ class State:
 
 
 def holdings(store: Store) -> list[Holding]:
-    """The leases of the folder, and of a cache elsewhere."""
+    """Return the leases of the folder, and of a cache elsewhere."""
     return [
         holding
         for folder in sorted({store.results, store.cache})
@@ -77,7 +77,7 @@ def _unfinished(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
 
 
 def images_done(folder: Path) -> int:
-    """How many images of an attack are kept: the files' names say it."""
+    """Return how many images of an attack are kept: the files' names say it."""
     counts = (path.stem.partition("-")[2] for path in files(folder, ".safetensors"))
     return sum(int(count) for count in counts if count.isdecimal())
 

@@ -25,7 +25,7 @@ def percent(share: float) -> str:
 
 
 def with_interval(record: Record) -> str:
-    """`41.2 [38.2, 44.3]`, in percent."""
+    """Return the robust accuracy as `41.2 [38.2, 44.3]`, in percent."""
     return in_percent(record.robust.mean, record.robust.interval)
 
 
@@ -73,7 +73,7 @@ class Grid:
 
 
 def grid(loaded: Loaded) -> Grid:
-    """Every record and failure in its place."""
+    """Put every record and failure in its place."""
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
@@ -130,8 +130,8 @@ def _column(item: Record | Failure) -> str:
 
 
 def markdown(loaded: Loaded) -> str:
-    """A table a dataset, flags and failures explained below: a column for each attack, or a line for each
-    where they are many."""
+    """Return a table a dataset, flags and failures explained below: a column for each attack, or a line for
+    each where they are many."""
     found = grid(loaded)
     if not found.rows:
         return "No records here yet.\n"
@@ -173,7 +173,7 @@ def _github(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def csv(loaded: Loaded) -> str:
-    """One line a record, every number in full."""
+    """Return one line a record, every number in full."""
     import pandas
 
     rows = [flat(record, loaded.timings.get(record.key)) for record in loaded.records]
@@ -183,7 +183,7 @@ def csv(loaded: Loaded) -> str:
 
 
 def flat(record: Record, timing: Timing | None) -> dict[str, object]:
-    """A record as one row of plain values."""
+    """Return a record as one row of plain values."""
     cell, target = record.cell, record.cell.target
     low, high = record.robust.interval
     return {
@@ -219,7 +219,7 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
 
 
 def guarded(text: str) -> str:
-    """A CSV cell that no spreadsheet reads as a formula."""
+    """Return a CSV cell that no spreadsheet reads as a formula."""
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -241,7 +241,7 @@ def escape_markdown(text: str) -> str:
 
 
 def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
-    """What `harness run` ends with: one line a cell."""
+    """Return what `harness run` ends with: one line a cell."""
     from tabulate import tabulate
 
     header = ["defense", "attack", "n", "clean (ε = 0)", "robust", "95 % interval", "one draw"]
@@ -275,5 +275,5 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
 
 
 def _rate(value: float) -> str:
-    """Three digits, and no powers of ten."""
+    """Return a number as three digits, without powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

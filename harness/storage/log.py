@@ -56,7 +56,7 @@ def now_and_then(name: str, message: str = "") -> None:
 
 @contextlib.contextmanager
 def about(cell: str) -> Iterator[None]:
-    """All events of the block are about this cell."""
+    """Note all events of the block as about this cell."""
     token = _cell.set(cell)
     try:
         yield
@@ -91,7 +91,7 @@ def to(place: Path | list[str] | None) -> Iterator[None]:
 
 
 def copy(lines: list[str]) -> None:
-    """Events that another process sent into a list."""
+    """Copy events that another process sent into a list."""
     if _sink is not None:
         for line in lines:
             _sink(line)

@@ -31,7 +31,7 @@ _WRONG = (store.DamagedFile, ValueError, KeyError, TypeError, AttributeError)
 
 
 def opened(results: Path, cache: Path | None, url: str | None) -> Store:
-    """The store in a folder, and on an object store where a URL is given.
+    """Return the store in a folder, and on an object store where a URL is given.
 
     Raises:
         HarnessError: a URL that cannot be served, with what to install.
@@ -53,7 +53,7 @@ class RemoteStore(Store):
 
     @property
     def url(self) -> str:
-        """The address of the object store."""
+        """Return the address of the object store."""
         return self._url
 
     def prepare(self) -> None:
@@ -104,7 +104,7 @@ class RemoteStore(Store):
         return folder
 
     def _fetch(self, path: Path) -> bool:
-        """Whether the file is here, now that it was fetched if it was there. A damaged object is named,
+        """Fetch a file if it is there and not here; return whether it is here now. A damaged object is named,
         set aside, and not taken."""
         folder = self._name(path.parent)
         if path.exists():
@@ -146,7 +146,7 @@ class RemoteStore(Store):
         return folder.relative_to(base).as_posix()
 
     def _listing(self, folder: str) -> set[str]:
-        """The names that were in a folder of the object store when it was first asked for."""
+        """Return the names that were in a folder of the object store when it was first asked for."""
         if folder not in self._there:
             distant = f"{self._root}/{folder}"
             names: list[str] = []
@@ -203,7 +203,7 @@ class RemoteStore(Store):
             self._remove(f"scores/{path.stem}")  # they made the record
 
     def _put_all(self, folder: Path, suffix: str) -> list[Path]:
-        """The files that were new."""
+        """Return the files that were new."""
         there = self._listing(self._name(folder))
         new = []
         for path in store.files(folder, suffix):
@@ -246,7 +246,7 @@ class RemoteStore(Store):
 
     @contextlib.contextmanager
     def _reaching(self, what: str, *, missing_ok: bool = False) -> Iterator[None]:
-        """One kind of error for whatever a file system raises."""
+        """Raise one kind of error for whatever a file system raises."""
         try:
             yield
         except Exception as error:
@@ -278,7 +278,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
 
 def _check(content: Path, path: Path) -> None:
-    """Whether a file is what was written under the name of `path`.
+    """Check that a file is what was written under the name of `path`.
 
     Raises:
         one of _WRONG: it is not. FileNotFoundError: there is none.

@@ -54,7 +54,7 @@ class DamagedFile(DamageError):
 
 
 def damaged(path: Path, reason: object) -> DamagedFile:
-    """What to raise for a file that is not what was written."""
+    """Return what to raise for a file that is not what was written."""
     return DamagedFile(path, reason)
 
 
@@ -128,7 +128,7 @@ def remove(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:
-    """What to raise for a file that cannot be written."""
+    """Return what to raise for a file that cannot be written."""
     return StoreError(
         f"cannot write {path}: {_why(error)}. "
         "Free space there, or name another folder with --results"
@@ -140,7 +140,7 @@ def _why(error: OSError) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file of the store.
+    """Return the content of a file of the store.
 
     Raises:
         FileNotFoundError: there is none. StoreError: it cannot be read.
@@ -154,12 +154,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """What to raise for a file or folder that cannot be read."""
+    """Return what to raise for a file or folder that cannot be read."""
     return StoreError(f"cannot read {path}: {_why(error)}")
 
 
 def files(folder: Path, suffix: str) -> list[Path]:
-    """The finished files of a folder with this suffix, in order; none where there is no folder.
+    """Return the finished files of a folder with this suffix, in order; none where there is no folder.
 
     Raises:
         StoreError: it cannot be read.
@@ -187,7 +187,7 @@ class Store:
 
     @property
     def url(self) -> str | None:
-        """The address under which the store also lies; None for a folder alone."""
+        """Return the address under which the store also lies; None for a folder alone."""
         return None
 
     def refresh(self) -> None:
@@ -246,7 +246,7 @@ class Store:
         return path
 
     def read_json(self, folder: str, name: str, kind: type[T]) -> T | None:
-        """The value, or None where there is no file.
+        """Return the value, or None where there is no file.
 
         Raises:
             DamageError: the file is not what was written, or was written under another name.
@@ -265,7 +265,7 @@ class Store:
         return value
 
     def read_spare(self, folder: str, name: str, kind: type[T]) -> T | None:
-        """As `read_json`, for what its reader makes again at once: a damaged file is set aside."""
+        """Return as `read_json` does what its reader makes again at once: a damaged file is set aside."""
         try:
             return self.read_json(folder, name, kind)
         except DamagedFile as error:
@@ -318,14 +318,14 @@ class Store:
 
 
 def render_json(value: Any) -> bytes:
-    """A value with the checksum of its canonical form."""
+    """Return a value with the checksum of its canonical form."""
     body = keys.canonical(value)
     digest = hashlib.sha256(body).hexdigest()
     return msgspec.json.format(b'{"sha256":"%b","value":%b}' % (digest.encode(), body)) + b"\n"
 
 
 def read_json(path: Path, content: bytes, kind: type[T]) -> T:
-    """The checked value of a JSON file of the store.
+    """Return the checked value of a JSON file of the store.
 
     Raises:
         DamagedFile: it is not what was written.
@@ -361,7 +361,7 @@ def _uint8() -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with a checksum over tensors and metadata in its header.
+    """Write a safetensors file with a checksum over tensors and metadata in its header.
 
     Raises:
         StoreError: it cannot be written.
@@ -374,7 +374,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """The same safetensors file, its header in order: the library's own order is that of a hash."""
+    """Return the same safetensors file, its header in order: the library's own order is that of a hash."""
     end = 8 + int.from_bytes(content[:8], "little")
     ordered = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     ordered += b" " * (-len(ordered) % 8)
@@ -382,7 +382,7 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `write_tensors` wrote. Never runs code.
+    """Return tensors and metadata of a file that `write_tensors` wrote. Never runs code.
 
     Raises:
         FileNotFoundError: there is none. StoreError: it cannot be read.
@@ -409,7 +409,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def header(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file.
+    """Return the metadata of a safetensors file.
 
     Raises:
         ValueError: it is none.
