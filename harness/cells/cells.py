@@ -66,7 +66,7 @@ class Target:
 
     @property
     def label(self) -> str:
-        """Return the target's name: `menet-nuc`, `menet-nuc adversarial`; vanilla trained adversarially is `madry`."""
+        """Return the target's name: `menet-nuc`, `menet-nuc adversarial`, `madry` (adversarial vanilla)."""
         if self.training.kind != "adversarial":
             return str(self.defense)
         madry = self.defense == Spec("vanilla")

@@ -22,7 +22,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Return the two-sided p-value of the sign test on `more` against `fewer`: McNemar's with one draw each.
+        """Return the two-sided p-value of the sign test on `more` against `fewer` (one draw each: McNemar).
 
         If neither attack is the stronger, an image on which they differ is as likely to be in `more`
         as in `fewer`; images, not draws, are the independent units.
