@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError, Randomness
 
@@ -165,7 +165,9 @@ class ArtPreprocessor(Defense):
     name: str
     parameters: Parameters = ()
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         art = build(self.name, self.parameters, images.device.type)
         try:
             found = self._apply(art, images, draws)
@@ -184,7 +186,7 @@ class ArtPreprocessor(Defense):
             )
         return found + (inside - found.detach())  # clamp has no gradient at the bounds
 
-    def _apply(self, art: Any, images: Tensor, draws: Draws) -> Tensor:
+    def _apply(self, art: Any, images: Tensor, draws: OpaqueDraws) -> Tensor:
         if not self.randomised:
             return self._call(art, images)
         seeds = draws.bits(1, lane=self.name)[:, 0].tolist()
@@ -221,7 +223,9 @@ class EstimatedArtPreprocessor(ArtPreprocessor):
         found, _ = build(self.name, self.parameters, "cpu")(probe)
         return int(found.shape[-1])
 
-    def surrogate(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def surrogate(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         art = build(self.name, self.parameters, images.device.type)
         hard = self.transform(images.detach(), draws)
         found: Tensor = _Estimated.apply(images, hard, art)

@@ -19,7 +19,7 @@ from harness.defenses.estimation import (
     soft_impute,
     usvt,
 )
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses, estimators
 from harness.types import Defense, HarnessError
 
@@ -74,6 +74,10 @@ class MENet(Defense):
         """Return whether estimation runs compiled or through torch."""
         return {"estimation": native.computed_by(device)}
 
+    @property
+    def is_random(self) -> bool:
+        return super().is_random and self.p_low < 1
+
     def keep_probability(self, k: int) -> float:
         """p_k of training mask k, counted from 0."""
         return self.p_low + (k + 1) * (self.p_high - self.p_low) / self.masks
@@ -83,20 +87,27 @@ class MENet(Defense):
         """The mean of the training probabilities."""
         return sum(map(self.keep_probability, range(self.masks))) / self.masks
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return self._rebuild(images, draws, self.inference_probability)
 
     def training_transform(
-        self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        version: int | None = None,
     ) -> Tensor:
-        if self.estimates:
-            return self._rebuild(images, draws, self.keep_probability(draws.draw))
+        if version is not None:
+            return self._rebuild(images, draws, self.keep_probability(version))
         lowest = self.keep_probability(0)
         width = self.keep_probability(1) - lowest if self.masks > 1 else 0.0
         levels = lowest + width * draws.integers(self.masks, lane="level").to(images)
         return self._rebuild(images, draws, levels)
 
-    def _rebuild(self, images: Tensor, draws: Draws, probability: float | Tensor) -> Tensor:
+    def _rebuild(self, images: Tensor, draws: OpaqueDraws, probability: float | Tensor) -> Tensor:
         _, channels, height, width = images.shape
         planes = channels if self.channels == "concat" else 1
         mask = draws.bernoulli(probability, planes, height, width, lane="mask")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.pixelcnn import LEVELS, Decoder, GatedPixelCNN, to_levels
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError
 
@@ -89,11 +89,18 @@ class PixelDefend(Defense):
     def auxiliary_plan(self) -> Mapping[str, Any]:
         return {"epochs": 5, "batch_size": 64, "optimiser": "adam", "learning_rate": 1e-3}
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return purify(_density(auxiliary), images, self.radius)
 
     def training_transform(
-        self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        version: int | None = None,
     ) -> Tensor:
         """The images as they are: the classifier behind PixelDefend is an unmodified one."""
         return images

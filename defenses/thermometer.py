@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError
 
@@ -82,9 +82,13 @@ class Thermometer(Defense):
     def output_channels(self, channels: int) -> int:
         return channels * self.levels
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return encode(images, self.levels)
 
-    def surrogate(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def surrogate(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         relaxed = ramp if self.relaxation == "ramp" else slide
         return relaxed(images, self.levels)

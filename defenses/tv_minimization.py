@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from harness.defenses.total_variation import minimise
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses
 from harness.types import Defense, HarnessError
 
@@ -63,7 +63,13 @@ class TotalVariationMinimisation(Defense):
         if self.drop not in ("pixels", "entries"):
             raise HarnessError(f"drop is {self.drop!r}: it must be pixels or entries")
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    @property
+    def is_random(self) -> bool:
+        return super().is_random and self.keep < 1
+
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         _, channels, height, width = images.shape
         planes = 1 if self.drop == "pixels" else channels
         kept = draws.bernoulli(self.keep, planes, height, width, lane="kept").to(images.device)

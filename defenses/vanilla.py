@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.registry import defenses
 from harness.types import Defense
 
@@ -16,5 +16,7 @@ from harness.types import Defense
 class Vanilla(Defense):
     """The classifier alone."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images

@@ -5,15 +5,19 @@ resumed, re-ordered, re-batched or spread over machines sees the same masks, on 
 
 The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
 generators"): a counter through a 64-bit finaliser. Each sample's key is the hash of its coordinates;
-its stream starts there.
+its stream starts there. A defense is given the keys alone (`OpaqueDraws`): it cannot tell the judge from
+an attack by its draws.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import enum
 import math
+import struct
 import zlib
+from typing import NoReturn, SupportsIndex, final
 
 import torch
 from torch import Tensor
@@ -63,6 +67,21 @@ def mix_tensor(value: Tensor) -> Tensor:
     return value ^ ((value >> 31) & 0x1_FFFF_FFFF)
 
 
+def _mix_in_place(value: Tensor) -> Tensor:
+    """`mix_tensor` on a tensor that nobody else holds, with one temporary tensor."""
+    shifted = torch.empty_like(value)
+    for shift, mask, factor in ((30, 0x3_FFFF_FFFF, _MIX_1), (27, 0x1F_FFFF_FFFF, _MIX_2)):
+        torch.bitwise_right_shift(value, shift, out=shifted)
+        value.bitwise_xor_(shifted.bitwise_and_(mask)).mul_(_signed(factor))
+    torch.bitwise_right_shift(value, 31, out=shifted)
+    return value.bitwise_xor_(shifted.bitwise_and_(0x1_FFFF_FFFF))
+
+
+def _single(value: float) -> float:
+    """Return a number rounded to single precision, as a comparison with float32 tensors rounds it."""
+    return struct.unpack("f", struct.pack("f", value))[0]  # type: ignore[no-any-return]
+
+
 def combine(*parts: int) -> int:
     """One 64-bit key from several integers; the order counts."""
     key = 0
@@ -71,11 +90,93 @@ def combine(*parts: int) -> int:
     return key
 
 
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """The random numbers of some samples at one place of a run.
+class Numbers(abc.ABC):
+    """Random numbers of some samples: one row for each, the same whatever else is in the batch.
 
-    `ids` are the stable sample ids, int64 of shape (N,); N is the leading dimension of all that is drawn.
+    `lane` separates what one caller draws: two lanes share no number.
+    """
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples, N: the leading dimension of all that is drawn."""
+
+    @abc.abstractmethod
+    def bits(self, count: int, *, lane: str = "") -> Tensor:
+        """Return (N, count) int64: `count` random words for each sample."""
+
+    def uniform(self, *shape: int, lane: str = "") -> Tensor:
+        """Return (N, *shape) float32, uniform in [0, 1) on a grid of 2**-24."""
+        return self._halves(shape, lane).to(torch.float32).mul_(2.0**-24)
+
+    def bernoulli(self, probability: float | Tensor, *shape: int, lane: str = "") -> Tensor:
+        """Return (N, *shape) bool, true with the given probability: one number, or one for each
+        sample (N,)."""
+        if isinstance(probability, Tensor):
+            probability = probability.reshape(-1, *(1,) * len(shape))
+            return self.uniform(*shape, lane=lane) < probability
+        # As `uniform(...) < probability` decides it, without the floating-point numbers.
+        threshold = math.ceil(_single(probability) * 2.0**24)
+        return self._halves(shape, lane) < threshold
+
+    def normal(self, *shape: int, lane: str = "") -> Tensor:
+        """Return (N, *shape) float32, standard normal (Box and Muller 1958)."""
+        pairs = self.uniform(2, *shape, lane=lane)
+        radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0]))
+        return radius * torch.cos(2.0 * math.pi * pairs[:, 1])
+
+    def integers(self, high: int, *shape: int, lane: str = "") -> Tensor:
+        """Return (N, *shape) int64 in [0, high)."""
+        return (self.uniform(*shape, lane=lane).double() * high).long()
+
+    def _halves(self, shape: tuple[int, ...], lane: str) -> Tensor:
+        """Return (N, *shape) int32 in [0, 2**24); one word gives two of them."""
+        count = math.prod(shape)
+        words = self.bits((count + 1) // 2, lane=lane)
+        # Little-endian: of each word the low half comes first.
+        halves = words.flatten().view(torch.int32).bitwise_right_shift_(8).bitwise_and_(0xFF_FFFF)
+        halves = halves.reshape(len(words), 2 * words.shape[1])
+        return halves[:, :count].reshape(len(self), *shape)
+
+
+@final
+class OpaqueDraws(Numbers):
+    """The random numbers that a defense is given: nothing tells who asks for them.
+
+    One key for each sample, mixed from seed, role, step, draw and id, is all that it holds. It cannot be
+    asked for another place of the run, and is neither copied nor pickled.
+    """
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Tensor) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"OpaqueDraws({len(self)} samples)"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "the draws of a defense are used where they are given: draw the numbers now"
+        )
+
+    def bits(self, count: int, *, lane: str = "") -> Tensor:
+        keys = self._keys
+        if lane:
+            keys = mix_tensor(keys + _signed(mix(zlib.crc32(lane.encode()))))
+        counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
+        return _mix_in_place(keys[:, None] + counter * _signed(_GOLDEN))
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws(Numbers):
+    """The random numbers of some samples at one place of a run, as the engine and attacks see them.
+
+    `ids` are the stable sample ids, int64 of shape (N,).
     """
 
     seed: int
@@ -93,7 +194,7 @@ class Draws:
     def at(
         self, *, role: Role | None = None, step: int | None = None, draw: int | None = None
     ) -> Draws:
-        """The same samples at another place."""
+        """Return the same samples at another place."""
         return dataclasses.replace(
             self,
             role=self.role if role is None else role,
@@ -101,36 +202,14 @@ class Draws:
             draw=self.draw if draw is None else draw,
         )
 
+    def opaque(self) -> OpaqueDraws:
+        """Return the same numbers with nothing to read out of them: what a defense is given."""
+        # The zero keeps the numbers of the unnamed lane, and with them the splits of datasets, for ever.
+        place = combine(self.seed, int(self.role), 0, self.step, self.draw)
+        return OpaqueDraws(mix_tensor(mix_tensor(self.ids) + _signed(place)))
+
     def bits(self, count: int, *, lane: str = "") -> Tensor:
-        """(N, count) int64: `count` random words for each sample. `lane` separates what one caller draws."""
-        place = combine(self.seed, int(self.role), zlib.crc32(lane.encode()), self.step, self.draw)
-        keys = mix_tensor(mix_tensor(self.ids) + _signed(place))
-        counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.ids.device)
-        return mix_tensor(keys[:, None] + counter * _signed(_GOLDEN))
-
-    def uniform(self, *shape: int, lane: str = "") -> Tensor:
-        """(N, *shape) float32 in [0, 1), on a grid of 2**-24. One word gives two numbers."""
-        count = math.prod(shape)
-        words = self.bits((count + 1) // 2, lane=lane)
-        halves = torch.stack(((words >> 40) & 0xFF_FFFF, (words >> 8) & 0xFF_FFFF), dim=-1)
-        numbers = halves.flatten(1)[:, :count].to(torch.float32) * 2.0**-24
-        return numbers.reshape(len(self.ids), *shape)
-
-    def bernoulli(self, probability: float | Tensor, *shape: int, lane: str = "") -> Tensor:
-        """(N, *shape) bool, true with the given probability: one number, or one for each sample (N,)."""
-        if isinstance(probability, Tensor):
-            probability = probability.reshape(-1, *(1,) * len(shape))
-        return self.uniform(*shape, lane=lane) < probability
-
-    def normal(self, *shape: int, lane: str = "") -> Tensor:
-        """(N, *shape) float32, standard normal (Box and Muller 1958)."""
-        pairs = self.uniform(2, *shape, lane=lane)
-        radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0]))
-        return radius * torch.cos(2.0 * math.pi * pairs[:, 1])
-
-    def integers(self, high: int, *shape: int, lane: str = "") -> Tensor:
-        """(N, *shape) int64 in [0, high)."""
-        return (self.uniform(*shape, lane=lane).double() * high).long()
+        return self.opaque().bits(count, lane=lane)
 
 
 def permutation(seed: int, count: int, *, role: Role, step: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.random import Draws
+    from harness.random import Draws, OpaqueDraws
 
 Norm = Literal["linf", "l2"]
 Access = Literal["gradients", "scores", "labels", "none"]
@@ -171,7 +171,7 @@ class Defense(abc.ABC):
     """
 
     randomised: ClassVar[bool] = False
-    """Whether `transform` uses its draws."""
+    """Whether `transform` uses its draws: what `is_random` starts from."""
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "exact"
     """The declared backward pass: the transformation's own, the identity (BPDA; Athalye et al. 2018),
     or that of `surrogate`."""
@@ -182,6 +182,12 @@ class Defense(abc.ABC):
     randomness: Randomness = "fresh"
     """`fixed`: one draw for all inputs for ever; `per-input`: a function of the pixels; `fresh`: as
     published."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two looks at one image may differ. Override it where parameters switch the
+        randomness off (a keep probability of 1)."""
+        return self.randomised and self.randomness == "fresh"
 
     def output_channels(self, channels: int) -> int:
         """How many channels the classifier receives for images of `channels` channels."""
@@ -204,16 +210,30 @@ class Defense(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         """What the classifier sees at inference: (N, C, H, W) in [0, 1] -> (N, C', H, W)."""
 
     def training_transform(
-        self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        version: int | None = None,
     ) -> Tensor:
-        """What the classifier sees in training; draw number k is the k-th of `estimates` versions."""
+        """Return what the classifier sees in training.
+
+        Args:
+            version: which of the `estimates` stored versions is made, from 0; None for a version that
+                is used once.
+        """
         return self.transform(images, draws, auxiliary)
 
-    def surrogate(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def surrogate(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         """A differentiable stand-in with `transform`'s output shape, for the backward pass."""
         return images
 
@@ -221,7 +241,8 @@ class Defense(abc.ABC):
 class Victim(Protocol):
     """What an attack may touch. Access beyond what its threat model grants raises HarnessError.
 
-    `draws` carries the ids of the images handed in, so that any subset may be asked about.
+    `draws` carries the ids of the images handed in, so that any subset may be asked about, and the role
+    that the attack was given: a view answers under no other.
     """
 
     @property

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from harness.datasets.data import load
 from harness.evaluation.judge import judge
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.registry import attacks, models
 from harness.targets.defended import Defended
 from harness.targets.views import View
@@ -72,7 +72,9 @@ REDUCED: dict[str, dict[str, Any]] = {
 class Plain(Defense):
     """The classifier alone."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 
-from harness.audit import binarization
+from harness.audit import binarization, randomness
+from harness.audit.budget import BudgetSpent, Deadline
 from harness.audit.verdict import conclude, report
 from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
@@ -25,43 +26,14 @@ from harness.storage.progress import duration
 from harness.targets import objects, own_models
 from harness.targets.defended import Defended
 from harness.targets.source import TargetSource
-from harness.targets.training import Interrupted, Stop
-from harness.types import Attack, Batch, Defense, HarnessError, Spec, ThreatModel
+from harness.targets.training import Interrupted
+from harness.types import Attack, Batch, Defense, Spec, ThreatModel
 
 SCALES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 COUNTS = (1000, 500, 200, 100)
 _READOUT_IMAGES = 32
 _SHARE = 0.8
 """Of the time that is left, what may be planned for."""
-
-
-class BudgetSpent(Interrupted):
-    """The time that was allowed is over. What is done is kept."""
-
-
-class Deadline(Stop):
-    """A stop that also asks when the budget is spent."""
-
-    def __init__(self, inner: Stop, until: float, clock: Callable[[], float]) -> None:
-        self._inner, self._until, self._clock = inner, until, clock
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self._until - self._clock()
-
-    @property
-    def asked(self) -> bool:
-        return self._inner.asked or self.left <= 0
-
-    @asked.setter
-    def asked(self, value: bool) -> None:
-        self._inner.asked = value
-
-    def check(self) -> None:
-        self._inner.check()
-        if self.left <= 0:
-            raise BudgetSpent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +57,8 @@ class Battery:
     scale: float | None = None
     """None: as large as the budget allows."""
     batch_size: int = 50
+    promises: Callable[[Defense], Iterable[Probe]] = lambda defense: ()
+    """Checks of the defense itself: `harness.conformance.check.probes`."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -112,6 +86,8 @@ class Battery:
                 return self._finish(_Size(0, 0.0))
             size = self._size(defended)
             self._stability(defended, size)
+            for probe in self.promises(defended.defense):
+                self._probes.append(probe)
             self._attacks(defended, size)
             return self._finish(size)
         finally:
@@ -193,8 +169,12 @@ class Battery:
         pace = self._pace(defended)
         entries = self._entries(defended.defense, size.scale)
         on_the_model = [entry for entry in entries if entry.attack.inner is None]
+        compared = not defended.randomised
         for entry in on_the_model:
             self._attack(entry, self.target, size, pace)
+            if not compared and (record := self._strongest(audit.MANY_STEPS)) is not None:
+                self._randomness(defended, record)
+                compared = True
         self._readouts(defended)
         if defended.randomised:
             self._held(size, pace)
@@ -260,24 +240,45 @@ class Battery:
             differ += int((~same).any(dim=1).sum())
         outcome = f"{differ} of {len(batch)} images give other logits"
         reason = f"randomness that is not declared: {outcome}" if differ else ""
-        self._probes.append(Probe(name=name, outcome=outcome, flag=reason))
+        self._probes.append(
+            Probe(name=name, outcome=outcome, flag=reason, raises="inconsistent-defense")
+        )
 
-    def _readouts(self, defended: Defended) -> None:
-        """The binarisation test of the strongest attack with gradients."""
-        name = "binarisation test"
+    def _randomness(self, defended: Defended, record: Record) -> None:
+        """Accuracy on an attack's images must not depend on whose draws are asked under."""
+        name = "the judge's draws, an attack's, those of no run, and one for all images"
+        runner = Runner(workshop=self.workshop, batch_size=self.batch_size)
+        shard = runner.attack(plan(record.cell, self.workshop))[0]
+        test = self.workshop.dataset(self.target.dataset, "test")
+        batch = shard.batch(test, self.workshop.device)
+        attacked = dataclasses.replace(batch, images=shard.images.to(batch.images))
+        reason = randomness.disagreement(defended, attacked, seed=self.target.seed)
+        outcome = reason or "accuracies agree"
+        self._probes.append(
+            Probe(name=name, outcome=outcome, flag=reason, raises="inconsistent-defense")
+        )
+
+    def _strongest(self, steps: int) -> Record | None:
+        """Return the record of the strongest attack on the model with gradients and so many steps."""
         seeing = [
             record
             for record in self._records.values()
             if record.access == "gradients"
             and not record.transferred
+            and record.cell.target == self.target
             and record.cell.threat == self.threat
-            and audit.iterations(record) >= audit.MANY_STEPS
+            and audit.iterations(record) >= steps
         ]
-        if not seeing or self._deadline.left <= 0:
+        return min(seeing, key=lambda record: record.robust.mean, default=None)
+
+    def _readouts(self, defended: Defended) -> None:
+        """The binarisation test of the strongest attack with gradients."""
+        name = "binarisation test"
+        strongest = self._strongest(audit.MANY_STEPS)
+        if strongest is None or self._deadline.left <= 0:
             outcome = "no attack with gradients was finished in time"
             self._probes.append(Probe(name=name, outcome=outcome, untested=True))
             return
-        strongest = min(seeing, key=lambda record: record.robust.mean)
         test = self.workshop.dataset(self.target.dataset, "test").first(_READOUT_IMAGES)
         batch = test.batch(slice(0, None)).to(self.workshop.device)
         found = self._guarded_readout(defended, batch, strongest.cell.attack)
@@ -290,7 +291,13 @@ class Battery:
             f"to exist (random points: {found.random})"
         )
         self._probes.append(
-            Probe(name=name, outcome=outcome, flag=found.flag, against=str(strongest.cell.attack))
+            Probe(
+                name=name,
+                outcome=outcome,
+                flag=found.flag,
+                against=str(strongest.cell.attack),
+                raises="unsound-readout",
+            )
         )
 
     def _guarded_readout(
@@ -336,11 +343,9 @@ class Battery:
         flags: dict[str, dict[str, str]] = audit.across(records)
         for record in records:
             for probe in self._probes:
-                if not probe.flag or record.access != "gradients":
-                    continue
-                flag = "unsound-readout" if probe.against else "masked-gradients"
-                if probe.against in ("", str(record.cell.attack)):
-                    flags[record.key].setdefault(flag, probe.flag)
+                concerned = probe.raises == "inconsistent-defense" or record.access == "gradients"
+                if probe.flag and concerned and probe.against in ("", str(record.cell.attack)):
+                    flags[record.key].setdefault(probe.raises, probe.flag)
         own = [record for record in records if record.cell.target == self.target]
         verdict, sentence = conclude(own, flags, self.threat)
         found = Audit(
@@ -349,7 +354,7 @@ class Battery:
             threat=self.threat,
             count=size.count,
             available=len(self.workshop.dataset(self.target.dataset, "test")),
-            draws=self.draws if self._random() else 1,
+            draws=self.draws if self.workshop.defense(self.target).is_random else 1,
             budget=self.budget,
             spent=self.clock() - self._started,
             scale=size.scale,
@@ -364,23 +369,3 @@ class Battery:
         folder.write_json("audits", self.key, found)
         store.write_atomic(folder.results / "audits" / f"{self.key}.md", page.encode())
         return found, page
-
-    def _random(self) -> bool:
-        return suites.is_random(self.workshop.defense(self.target))
-
-
-def seconds(text: str) -> float:
-    """`90`, `90s`, `10m`, `1.5h` in seconds.
-
-    Raises:
-        HarnessError: anything else.
-    """
-    units: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    unit = units.get(text[-1:], 1.0)
-    try:
-        value = float(text[:-1] if text[-1:] in units else text) * unit
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise HarnessError(f"a budget of {text!r}: write 90s, 10m or 2h", page="flags")
-    return value

@@ -42,17 +42,17 @@ def conclude(
     if high <= max(BROKEN, 1 / first.classes):
         return "broken", f"The defense is broken: {numbers}."
     strongest = min(seeing, key=lambda record: record.robust.mean)
-    doubts = set(flags.get(strongest.key, {})) & {
-        "masked-gradients",
-        "unsound-readout",
-        "not-converged",
-        "invalid-examples",
-        "model-changed",
-    }
-    if doubts:
+    found = {record.key: audit.doubts(flags.get(record.key, {})) for record in inside}
+    if own := found[strongest.key]:
         return "in doubt", (
             f"What stands is not to be trusted: {numbers}, and even the strongest attack, "
-            f"{strongest.cell.attack}, is flagged {', '.join(sorted(doubts))}."
+            f"{strongest.cell.attack}, is flagged {', '.join(sorted(own))}."
+        )
+    if doubts := set().union(*found.values()):
+        flagged = sum(map(bool, found.values()))
+        return "in doubt", (
+            f"What stands is not to be trusted: {numbers}, and of the {len(inside)} attacks {flagged} are "
+            f"flagged {', '.join(sorted(doubts))}."
         )
     if high < first.clean.mean / 2:
         return "weakened", f"The defense loses most of its accuracy: {numbers}."

@@ -37,23 +37,26 @@ def audit(
     harness audit --defense menet-usvt --dataset mnist --budget 30m
     """
     from harness.audit import battery
+    from harness.audit.budget import seconds
+    from harness.conformance.check import probes
     from harness.evaluation import planning
     from harness.evaluation.runner import Runner
     from harness.executors import session
     from harness.results import flags
 
     asked, where = typed(words, planning.TargetOptions, session.SessionOptions)
-    target, seconds = planning.target_of(defense, asked, seed=seed), battery.seconds(budget)
+    target, allowed = planning.target_of(defense, asked, seed=seed), seconds(budget)
 
     def work(runner: Runner) -> int:
         found, page = battery.Battery(
             target=target,
             threat=asked.threat,
             workshop=runner.workshop,
-            budget=seconds,
+            budget=allowed,
             draws=draws,
             limit=limit,
             scale=budget_scale,
+            promises=probes,
         ).run()
         click.echo(page)
         click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")

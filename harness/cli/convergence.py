@@ -52,9 +52,11 @@ def convergence(
     from harness.results import flags, summaries
     from harness.storage import store
 
-    words["attacks"] = (attack,)
     asked, attacked, where = typed(
-        words, planning.TargetOptions, planning.AttackOptions, session.SessionOptions
+        {**words, "attacks": [attack]},
+        planning.TargetOptions,
+        planning.AttackOptions,
+        session.SessionOptions,
     )
     target = planning.target_of(defense, asked, seed=seed)
     axes = {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.evaluation.judge import OUTSIDE_BALL, check_images
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.targets.defended import Defended
 from harness.targets.views import View
 from harness.types import Attack, Batch, Defense, HarnessError, Norm, Perturbed, ThreatModel, Victim
@@ -44,14 +44,14 @@ def require(kept: bool, reason: str) -> None:
 
 
 class _Plain(Defense):
-    def transform(self, images: Tensor, draws: Draws, auxiliary: Any = None) -> Tensor:
+    def transform(self, images: Tensor, draws: OpaqueDraws, auxiliary: Any = None) -> Tensor:
         return images
 
 
 class _Masked(Defense):
     randomised: ClassVar[bool] = True
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: Any = None) -> Tensor:
+    def transform(self, images: Tensor, draws: OpaqueDraws, auxiliary: Any = None) -> Tensor:
         return images * draws.bernoulli(0.8, *images.shape[1:])
 
 

@@ -13,6 +13,7 @@ from harness import registry
 from harness.conformance import attacks as kit
 from harness.conformance import defenses
 from harness.datasets.data import load
+from harness.results.audits import Probe
 from harness.spec import build, fields, parse
 from harness.types import Attack, Defense, HarnessError, Spec
 
@@ -73,6 +74,21 @@ def finding(check: Check) -> Finding:
         first = str(error).strip().split("\n")[0]
         return Finding(str(check), f"{type(error).__name__}: {first}")
     return Finding(str(check))
+
+
+def probes(defense: Defense) -> Iterator[Probe]:
+    """Check every promise of a defense that an audit depends on, and say what came of it."""
+    name = type(defense).__name__
+    for check in _of_defense(name, defense):
+        if check.name not in defenses.DOUBTS:
+            continue
+        reason = finding(check).reason
+        yield Probe(
+            name=f"promise: {check.name}",
+            outcome=reason or "kept",
+            flag=f"{check.name}: {reason}" if reason else "",
+            raises=defenses.DOUBTS[check.name],
+        )
 
 
 def _plugins(word: str) -> list[tuple[str, Attack | Defense]]:

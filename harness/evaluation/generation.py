@@ -13,17 +13,15 @@ from torch import Tensor
 
 from harness.evaluation.judge import predictions
 from harness.random import Draws, Role
+from harness.results.records import TRACE_DRAWS
 from harness.storage import log, store
 from harness.storage.batches import batches
 from harness.storage.leases import Busy, Leases
 from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
-from harness.targets.views import Evidence, QueryBudgetSpent, View
+from harness.targets.views import Evidence, QueryBudgetSpent, Question, View
 from harness.types import Attack, Batch, Dataset, HarnessError, Perturbed, ThreatModel
-
-TRACE_DRAWS = 5
-"""Draws by which an iterate of the trace is scored on a randomised defense."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +35,13 @@ class Shard:
     """By step: (draws, N) whether the label was predicted."""
     seconds: float
     changed: bool
+    asked: tuple[Question, ...] = ()
+    """What the attack asked last; of the first batch alone."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the dataset begins with this batch."""
+        return int(self.positions[0]) == 0
 
     def batch(self, test: Dataset, device: torch.device) -> Batch:
         return test.batch(self.positions).to(device)
@@ -189,6 +194,7 @@ class Generation:
             trace=trace,
             seconds=time.monotonic() - started,
             changed=changed,
+            asked=tuple(view.asked.values()) if int(positions[0]) == 0 else (),
         )
 
     def _trace(self, batch: Batch, perturbed: Perturbed) -> dict[int, Tensor]:
@@ -241,7 +247,13 @@ def _write_shard(path: Path, shard: Shard) -> None:
         tensors[f"evidence.{field.name}"] = getattr(shard.evidence, field.name)
     for step, right in shard.trace.items():
         tensors[f"trace.{step}"] = right
+    for number, question in enumerate(shard.asked):
+        tensors[f"asked.{number}.ids"] = question.draws.ids
+        tensors[f"asked.{number}.images"] = question.images
+        tensors[f"asked.{number}.logits"] = question.logits
+    places = [question.draws for question in shard.asked]
     metadata = {
+        "asked": " ".join(f"{each.seed},{each.step},{each.draw}" for each in places),
         "generation": path.parent.name,
         "seconds": shard.seconds.hex(),
         "changed": str(int(shard.changed)),
@@ -273,11 +285,22 @@ def _shard(
             trace=trace,
             seconds=float.fromhex(metadata["seconds"]),
             changed=metadata["changed"] == "1",
+            asked=_asked(tensors, metadata["asked"]),
         )
         _check_shard(shard, test)
     except (KeyError, ValueError, RuntimeError) as error:
         raise store.damaged(path, error) from error
     return shard
+
+
+def _asked(tensors: dict[str, Tensor], places: str) -> tuple[Question, ...]:
+    found = []
+    for number, place in enumerate(places.split()):
+        seed, step, draw = map(int, place.split(","))
+        name = f"asked.{number}"
+        draws = Draws(seed, tensors[f"{name}.ids"], Role.ATTACK, step=step, draw=draw)
+        found.append(Question(tensors[f"{name}.images"], draws, tensors[f"{name}.logits"]))
+    return tuple(found)
 
 
 def _check_shard(shard: Shard, test: Dataset) -> None:

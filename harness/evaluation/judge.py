@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from harness.geometry import TOLERANCE, norms
-from harness.random import Draws, Role
+from harness.random import Draws, Role, content_ids
 from harness.targets.defended import Defended
+from harness.targets.views import Question
 from harness.types import Batch, ThreatModel
 
 
@@ -30,12 +31,27 @@ class Judgement:
     l2: Tensor
     invalid: Tensor
     """(N,) int8: 0 valid; otherwise a bit set of NOT_FINITE, OUTSIDE_BOX, OUTSIDE_BALL."""
+    looks: Tensor
+    """(N,) int8: what became of asking again, a bit set of the names in `LOOKS`; 0 where not asked."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 NOT_FINITE, OUTSIDE_BOX, OUTSIDE_BALL = 1, 2, 4
+
+LOOKS = {
+    "asked": 1,
+    "alone": 2,
+    "later": 4,
+    "gradients": 8,
+    "replayed": 16,
+    "attack": 32,
+}
+"""Bits of `Judgement.looks`: asked again; other logits alone than among the whole batch, after other calls,
+and with gradients; an attack's question asked again, and answered otherwise than the attack was."""
+DIFFERENT = 0.1
+"""Of the range of an image's logits: a change beyond it is no rounding, in half precision neither."""
 
 
 def check_images(perturbed: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
@@ -60,12 +76,27 @@ def predictions(
 ) -> Tensor:
     """(K, N) int64 predicted classes under `draws` fresh draws of the defense's randomness."""
     place = Draws(seed, ids, role)
-    rows = []
-    for draw in range(draws):
+    asked = [(images, place.at(draw=draw)) for draw in range(draws)]
+    return _predicted(answers(defended, asked, on_pass), ids)
+
+
+def answers(
+    defended: Defended,
+    asked: Iterable[tuple[Tensor, Draws]],
+    on_pass: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Return the (n, classes) logits to each question: all are asked in the same way."""
+    found = []
+    for images, draws in asked:
         with torch.no_grad():
-            rows.append(defended.logits(images, place.at(draw=draw)).argmax(dim=1))
+            found.append(defended.logits(images, draws))
         if on_pass is not None:
             on_pass(len(images))
+    return found
+
+
+def _predicted(logits: list[Tensor], ids: Tensor) -> Tensor:
+    rows = [each.argmax(dim=1) for each in logits]
     return torch.stack(rows) if rows else ids.new_zeros(0, len(ids))
 
 
@@ -79,6 +110,8 @@ def judge(
     draws: int,
     bounded: bool = True,
     clean: Tensor | None = None,
+    again: int = 0,
+    replayed: Sequence[Question] = (),
 ) -> Judgement:
     """Check and score attacked images. Control and attack are scored on the same draws, so that an
     image's two outcomes differ by the perturbation alone.
@@ -90,13 +123,33 @@ def judge(
     Args:
         perturbed: (N, C, H, W) float32 as it is stored.
         clean: (K, N) the control's predictions where they are known already.
+        again: how many of the images are asked about again: alone, after other calls, with gradients. A
+            defense is a function of images and draws, so that the answers must be alike.
+        replayed: what an attack asked this very model, to be asked again among the judge's own questions.
     """
     invalid = check_images(perturbed, batch.images, threat)
     usable = (invalid & (NOT_FINITE | OUTSIDE_BOX)) == 0
     scored = torch.where(usable.reshape(-1, 1, 1, 1), perturbed, batch.images)
+    score = Draws(seed, batch.ids, Role.SCORE)
+    places = [score.at(draw=draw) for draw in range(draws)]
+    # The attacked images come first: no answer to the control is known by then, to whoever keeps notes.
+    asked = [(scored, place) for place in places]
     if clean is None:
-        clean = predictions(defended, batch.images, batch.ids, seed=seed, draws=draws)
-    returned = predictions(defended, scored, batch.ids, seed=seed, draws=draws)
+        asked += [(batch.images, place) for place in places]
+    own = len(asked)
+    second = _second_looks(scored, batch, seed, again)
+    asked += [*second, *((each.images, each.draws) for each in replayed)]
+    logits = answers(defended, asked)
+    returned = _predicted(logits[:draws], batch.ids)
+    if clean is None:
+        clean = _predicted(logits[draws:own], batch.ids)
+    looks = torch.zeros_like(invalid)
+    if second:
+        few = slice(0, len(second[0][0]))
+        found = [*logits[own : own + len(second)], _with_gradients(defended, *second[1])]
+        looks[few] = _compared(logits[0][few], found)
+    for question, answer in zip(replayed, logits[own + len(second) :], strict=True):
+        _mark(looks, batch.ids, question, answer)
     adversarial = torch.where(invalid == 0, returned, clean)
     if not bounded:
         invalid = torch.where(invalid == OUTSIDE_BALL, torch.zeros_like(invalid), invalid)
@@ -110,4 +163,55 @@ def judge(
         linf=norms(difference, "linf"),
         l2=norms(difference, "l2"),
         invalid=invalid,
+        looks=looks,
     )
+
+
+def _second_looks(
+    scored: Tensor, batch: Batch, seed: int, count: int
+) -> list[tuple[Tensor, Draws]]:
+    """Return the questions about the first images: alone; then under draws that nobody has met, before
+    and after the original images are seen under the same draws."""
+    few = slice(0, count)
+    images, originals = scored[few], batch.images[few]
+    if not len(images):
+        return []
+    new = Draws(seed, content_ids(images), Role.AUDIT, step=1)
+    beside = dataclasses.replace(new, ids=new.ids.repeat(2).flip(0))
+    company = torch.cat((originals, images)).flip(0)
+    return [
+        (images, Draws(seed, batch.ids[few], Role.SCORE)),
+        (images, new),
+        (originals, new),
+        (company, beside),
+    ]
+
+
+def _with_gradients(defended: Defended, images: Tensor, draws: Draws) -> Tensor:
+    """Return the logits as an attack along the declared backward pass sees them."""
+    with torch.enable_grad():
+        return defended.logits(images.detach().clone().requires_grad_(True), draws).detach()
+
+
+def _compared(first: Tensor, found: list[Tensor]) -> Tensor:
+    """Return (n,) int8 bits of `LOOKS` for the answers to `_second_looks` and with gradients."""
+    alone, new, _, company, gradients = found
+    later = company.flip(0)[len(new) :]
+    bits = different(first, alone) * LOOKS["alone"] + different(new, later) * LOOKS["later"]
+    return (bits + different(new, gradients) * LOOKS["gradients"] + LOOKS["asked"]).to(torch.int8)
+
+
+def _mark(looks: Tensor, ids: Tensor, question: Question, answer: Tensor) -> None:
+    """Add to `looks` how an attack's question was answered this time."""
+    known, other = LOOKS["replayed"], LOOKS["attack"]
+    changed = different(question.logits, answer)
+    for number, differs in zip(question.draws.ids.tolist(), changed.tolist(), strict=True):
+        looks[ids == number] |= known | (other if differs else 0)
+
+
+def different(first: Tensor, second: Tensor) -> Tensor:
+    """Return (n,) bool: whether two (n, classes) logits differ by more than rounding."""
+    size = torch.maximum(
+        first.amax(dim=1) - first.amin(dim=1), second.amax(dim=1) - second.amin(dim=1)
+    )
+    return ~((first - second).abs().amax(dim=1) <= DIFFERENT * size)

@@ -79,7 +79,7 @@ def plan(cell: Cell, workshop: TargetSource) -> Plan:
         max_queries=cell.max_queries,
         target=workshop.resolved(cell.target),
         target_randomness=defense.randomness,
-        draws=cell.draws if defense.randomised else 1,
+        draws=cell.draws if defense.is_random else 1,
     )
     return Plan(
         cell=cell,
@@ -268,7 +268,7 @@ class Runner:
             HarnessError: why not.
         """
         test = self.workshop.dataset(current.cell.target.dataset, "test")
-        randomised = self.workshop.defense(current.source).randomised
+        randomised = self.workshop.defense(current.source).is_random
         facts = _Facts(len(test.classes), randomised, current.attack.access)
         current.attack.check(cast(Victim, facts), current.cell.threat)
 
@@ -328,6 +328,7 @@ class Runner:
                 seed=cell.target.seed,
                 draws=current.resolved.draws,
                 bounded=current.attack.bounded,
+                replay=current.source == cell.target,
                 device=workshop.device,
                 folder=self.store.scores_folder(current.key),
                 reporter=workshop.reporter,

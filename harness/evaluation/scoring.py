@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from harness.storage import store
 from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
+from harness.targets.views import LOOKS, Question
 from harness.types import Batch, Dataset, ThreatModel
 
 
@@ -34,6 +35,8 @@ class Scoring:
     seed: int
     draws: int
     bounded: bool
+    replay: bool
+    """Whether the attack asked this very model, so that its questions can be asked again."""
     device: torch.device
     folder: Path
     """Named by the key of the cell."""
@@ -76,7 +79,8 @@ class Scoring:
             self.mend(error)
         before = time.monotonic()
         batch = shard.batch(self.test, self.device)
-        judged = self._judge(batch, shard.images)
+        asked = shard.asked if self.replay else ()
+        judged = self._judge(batch, shard.images, LOOKS if shard.first else 0, asked)
         seconds = time.monotonic() - before
         store.write_tensors(path, _fields(judged), {**identity, "seconds": seconds.hex()})
         return judged, seconds
@@ -94,7 +98,9 @@ class Scoring:
         except (KeyError, TypeError, ValueError) as error:
             raise store.damaged(path, error) from error
 
-    def _judge(self, batch: Batch, images: Tensor) -> Judgement:
+    def _judge(
+        self, batch: Batch, images: Tensor, again: int, replayed: Sequence[Question] = ()
+    ) -> Judgement:
         """On the CPU; in halves where memory runs out."""
         try:
             judged = judge(
@@ -105,6 +111,8 @@ class Scoring:
                 seed=self.seed,
                 draws=self.draws,
                 bounded=self.bounded,
+                again=again,
+                replayed=[_on(question, self.device) for question in replayed],
             )
         except (RuntimeError, MemoryError) as error:
             if not memory.exhausted(error) or len(batch) == 1:
@@ -114,8 +122,16 @@ class Scoring:
             return Judgement(**{name: value.cpu() for name, value in _fields(judged).items()})
         half = len(batch) // 2
         first, second = slice(None, half), slice(half, None)
-        parts = [self._judge(batch[part], images[part]) for part in (first, second)]
+        parts = [
+            self._judge(batch[first], images[first], again, replayed),
+            self._judge(batch[second], images[second], 0),
+        ]
         return Judgement(**_joined(parts))
+
+
+def _on(question: Question, device: torch.device) -> Question:
+    draws = dataclasses.replace(question.draws, ids=question.draws.ids.to(device))
+    return Question(question.images.to(device), draws, question.logits.to(device))
 
 
 def _fields(judged: Judgement) -> dict[str, Tensor]:

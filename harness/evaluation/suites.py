@@ -63,7 +63,7 @@ def expand(
             f"a budget scale of {scale}: it must be above 0 and at most 1", page="flags"
         )
     holds = {
-        "randomised": is_random(defense),
+        "randomised": defense.is_random,
         "differentiable": defense.differentiable,
         "approximated": defense.backward != "exact",
     }
@@ -82,11 +82,6 @@ def expand(
             Entry(name=row["name"], why=row["why"], attack=spec, threat=ball, scaled=scaled)
         )
     return entries
-
-
-def is_random(defense: Defense) -> bool:
-    """Whether two looks at one image may differ."""
-    return defense.randomised and defense.randomness == "fresh"
 
 
 def _radius(text: str | None, epsilon: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.cells.cells import Cell
 from harness.evaluation.generation import Shard
-from harness.evaluation.judge import Judgement
+from harness.evaluation.judge import LOOKS, Judgement
 from harness.registry import defenses
 from harness.results import flags, provenance
 from harness.results.records import Accuracy, Record, TracePoint, pack
@@ -122,7 +122,7 @@ def record(
         adaptive=attack.adaptive,
         bounded=attack.bounded,
         transferred=attack.source is not None,
-        randomised=defense.randomised and defense.randomness == "fresh",
+        randomised=defense.is_random,
         images=images_digest(shards),
         fooled_on_the_way=_share(fooled) if len(fooled) else 0.0,
         fooled_outcomes=pack(fooled.tolist()),
@@ -141,6 +141,8 @@ def record(
             "backwards": float(backwards.mean()) if len(labels) else 0.0,
             "dead_gradients": float(dead.sum() / backwards.sum().clamp_min(1)),
         },
+        notes=_notes(cell, defense),
+        looks={name: int(((scored.looks & bit) != 0).sum()) for name, bit in LOOKS.items()},
         invalid=tuple(scored.ids[scored.invalid != 0].tolist()),
         made={
             **provenance.made(str(device), torch.get_num_threads()),
@@ -149,6 +151,12 @@ def record(
     )
     changed = any(shard.changed for shard in shards)
     return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))
+
+
+def _notes(cell: Cell, defense: Defense) -> tuple[str, ...]:
+    if cell.draws == 1 or not defense.randomised or defense.is_random:
+        return ()
+    return (f"one scoring draw in place of {cell.draws}: all looks at an image are alike",)
 
 
 def _packed_votes(predicted: Tensor, labels: Tensor, classes: int) -> str:

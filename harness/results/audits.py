@@ -33,7 +33,11 @@ class Probe:
     name: str
     outcome: str
     flag: str = ""
-    """What it raises against every attack with gradients, or against the attack `against` alone."""
+    """Why it raises a flag against every attack with gradients, or against the attack `against` alone; or,
+    where the defense is inconsistent, against every attack."""
+    raises: Literal["masked-gradients", "unsound-readout", "inconsistent-defense"] = (
+        "masked-gradients"
+    )
     against: str = ""
     untested: bool = False
 

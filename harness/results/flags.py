@@ -8,8 +8,10 @@ raises no flag. `docs/flags.md` states each rule with its source.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
+from harness.results.consistency import inconsistent
 from harness.results.paired import Comparison, comparable, compare, right_counts
 from harness.results.records import Record
 from harness.results.statistics import in_percent, mcnemar
@@ -21,6 +23,8 @@ EXPLANATIONS: Mapping[str, str] = {
     "silent-success": "images were fooled on the way but not by what the attack returned",
     "noise-success": "the defense's own noise at epsilon = 0 explains the drop",
     "weak-adaptive": "an adaptive attack is weaker than the plain one on the same model",
+    "inconsistent-defense": "the defense answers one question in two ways: it may know who asks",
+    "access-exceeded": "the attack took gradients that its declared access does not grant",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
     "model-changed": "the attack changed weights, buffers or mode; they were put back",
     "at-chance": "the model knows no more than chance without any attack: there is nothing to defend",
@@ -41,10 +45,14 @@ EVERYTHING = 0.5
 """The L-infinity radius from which every image can be made the same grey one."""
 
 
+def doubts(found: Iterable[str]) -> set[str]:
+    """Return the flags that say that an answer may be wrong: `scaled-down` says what was asked for."""
+    return set(found) - {"scaled-down"}
+
+
 def strict_status(found: Iterable[str]) -> int:
-    """The exit status of `--strict`: 3 where a number is in doubt. `scaled-down` says what was asked
-    for, not that the answer is wrong, so it alone leaves 0."""
-    return 3 if set(found) - {"scaled-down"} else 0
+    """The exit status of `--strict`: 3 where a number is in doubt, else 0."""
+    return 3 if doubts(found) else 0
 
 
 # --- one record -----------------------------------------------------------------------------------
@@ -52,7 +60,9 @@ def strict_status(found: Iterable[str]) -> int:
 
 def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
     """The flags that one record shows by itself, each with its reason."""
-    rules = {
+    rules: Mapping[str, Callable[[Record], str]] = {
+        "inconsistent-defense": partial(inconsistent, smallest=SMALLEST),
+        "access-exceeded": _access,
         "invalid-examples": _invalid,
         "masked-gradients": _gradients,
         "silent-success": _silent,
@@ -157,6 +167,13 @@ def _noise(record: Record) -> str:
     )
 
 
+def _access(record: Record) -> str:
+    taken = record.passes.get("backwards", 0.0)
+    if record.access == "gradients" or not taken > 0:
+        return ""
+    return f"{taken:.3g} backward passes an image with access to {record.access}"
+
+
 def _trace(record: Record) -> str:
     if not record.trace or record.transferred:
         return ""
@@ -199,9 +216,6 @@ def _scaled(record: Record) -> str:
     if record.randomised and record.resolved.draws == 1:
         fewer.append("one scoring draw: noise cannot be told from success")
     return ", ".join(fewer)
-
-
-# --- records of one target ------------------------------------------------------------------------
 
 
 def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:

@@ -54,6 +54,10 @@ class Accuracy:
         return wilson(self.mean * self.count, self.count)
 
 
+TRACE_DRAWS = 5
+"""Draws by which an iterate of the trace is scored on a randomised defense."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TracePoint:
     """Robust accuracy had the attack stopped after so many steps."""
@@ -107,6 +111,9 @@ class Record:
     """Median and largest L-infinity and L2 distances."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Mean forwards, backwards for each image, and the share of backwards without a gradient."""
+    looks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Images of the first batch that the judge asked about again (`asked`, and `replayed` of the attack's own
+    questions), and how many were answered otherwise: `alone`, `later`, `gradients`, `attack`."""
     invalid: tuple[int, ...] = ()
     """Ids of images that broke the threat model and count as not attacked."""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -31,6 +31,14 @@ def in_percent(share: float, interval: tuple[float, float]) -> str:
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def fisher(first: int, first_count: int, second: int, second_count: int) -> float:
+    """Return the two-sided p-value of Fisher's exact test (1922) on two shares of successes."""
+    from scipy.stats import fisher_exact  # takes half a second to import
+
+    counts = [[first, first_count - first], [second, second_count - second]]
+    return float(fisher_exact(counts).pvalue)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947): `only_first` images are right in the first
     cell alone, `only_second` in the second alone. 1 where the cells agree on every image."""

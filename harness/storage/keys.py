@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised by hand when a change to `harness` can change a number. Plugins are hashed by their code."""
 
 _PLUGIN_PACKAGES = ("harness.attacks", "harness.defenses", "harness.models")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cells.cells import Precision
-from harness.random import Draws, Role, content_ids
+from harness.random import Draws, OpaqueDraws, Role, content_ids
 from harness.types import Backward, Defense, HarnessError
 
 
@@ -33,7 +33,7 @@ class Defended:
     @property
     def randomised(self) -> bool:
         """Whether two looks at one image may differ."""
-        return self.defense.randomised and self.defense.randomness == "fresh"
+        return self.defense.is_random
 
     def modules(self) -> list[nn.Module]:
         return [self.model] + ([self.auxiliary] if self.auxiliary is not None else [])
@@ -49,6 +49,14 @@ class Defended:
         """What the classifier sees: (N, C, H, W) -> (N, C', H, W)."""
         return self.defense.transform(images, self._inference_draws(images, draws), self.auxiliary)
 
+    def training_transform(
+        self, images: Tensor, draws: Draws, *, version: int | None = None
+    ) -> Tensor:
+        """Return a training version of each image: one that is stored, or one that is used once."""
+        return self.defense.training_transform(
+            images, draws.opaque(), self.auxiliary, version=version
+        )
+
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
         """(N, K) logits at inference, differentiable by the images along the backward pass asked for."""
         return self._classify(
@@ -57,10 +65,10 @@ class Defended:
 
     def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
         """(N, K) logits as training sees them: a fresh training version of each image."""
-        return self._classify(images, draws, "declared", training=True)
+        return self._classify(images, draws.opaque(), "declared", training=True)
 
     def _classify(
-        self, images: Tensor, draws: Draws, backward: Backward, *, training: bool
+        self, images: Tensor, draws: OpaqueDraws, backward: Backward, *, training: bool
     ) -> Tensor:
         defense = self.defense
         apply = defense.training_transform if training else defense.transform
@@ -92,15 +100,15 @@ class Defended:
             logits = self.model(seen)
         return logits.float()
 
-    def _inference_draws(self, images: Tensor, draws: Draws) -> Draws:
+    def _inference_draws(self, images: Tensor, draws: Draws) -> OpaqueDraws:
         """The defense's `randomness`: whose ids, and which place, the transformation draws at."""
-        if not self.defense.randomised or self.defense.randomness == "fresh":
-            return draws
+        if self.defense.randomness == "fresh":
+            return draws.opaque()
         if self.defense.randomness == "fixed":
             ids = torch.zeros_like(draws.ids)
         else:
             ids = content_ids(images)
-        return Draws(draws.seed, ids, Role.FIXED)
+        return Draws(draws.seed, ids, Role.FIXED).opaque()
 
 
 class _Straight(torch.autograd.Function):

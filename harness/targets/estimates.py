@@ -155,7 +155,7 @@ def _make(
             batch = dataset.batch(slice(start, start + _CHUNK)).to(device)
             draws = Draws(seed, batch.ids, Role.ESTIMATE, draw=version)
             with torch.no_grad():
-                made = defended.defense.training_transform(batch.images, draws, defended.auxiliary)
+                made = defended.training_transform(batch.images, draws, version=version)
             content = (made * 255).round().byte().cpu().numpy().tobytes()
             if path.exists():  # what is open here is that very file: it is not written any more
                 return

@@ -327,7 +327,7 @@ def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> tra
         module.eval()
         module.requires_grad_(False)
         try:
-            view = View(defended, centre, threat, attack.access)
+            view = View(defended, centre, threat, attack.access, role=inner.role)
             perturbed = attack.perturb(view, centre, threat, inner).images.detach()
         finally:
             module.requires_grad_(True)

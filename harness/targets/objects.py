@@ -82,8 +82,8 @@ def refuse_copies(specs: Sequence[Spec]) -> None:
     for spec in specs:
         if needs_another_model(spec):
             raise HarnessError(
-                f"{spec} needs an independently trained copy of the model; this one came with its weights, and "
-                "no independent copy can be made: let `harness run` train both (no --weights), or name "
+                f"{spec} needs an independently trained copy of the model; this one came with its weights, "
+                "and no independent copy can be made: let `harness run` train both (no --weights), or name "
                 "another source (transfer(...,defense=vanilla))",
                 page="quickstart",
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.geometry import TOLERANCE, norms
-from harness.random import Draws
+from harness.random import Draws, Role
 from harness.targets.defended import Defended
 from harness.types import Access, Backward, Batch, Gradient, HarnessError, ThreatModel
 
@@ -48,6 +48,19 @@ class Evidence:
         return cls(zeros, zeros.clone(), zeros.clone(), zeros - 1)
 
 
+LOOKS = 8
+"""Images of an attack's last questions that are kept, for the judge to ask again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What an attack asked the victim about some images, and the logits that it was answered."""
+
+    images: Tensor
+    draws: Draws
+    logits: Tensor
+
+
 class View:
     """The victim as one attack sees one batch. It implements `harness.types.Victim`."""
 
@@ -58,6 +71,7 @@ class View:
         threat: ThreatModel,
         access: Access,
         *,
+        role: Role = Role.ATTACK,
         max_queries: int | None = None,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
@@ -66,10 +80,13 @@ class View:
         self._batch = batch
         self._threat = threat
         self._access = access
+        self._role = role
         self._max_queries = max_queries
         self._on_pass = on_pass or (lambda images: None)
         self._sorted_ids, self._order = torch.sort(batch.ids)
         self.evidence = Evidence.empty(len(batch), batch.ids.device)
+        self.asked: dict[bool, Question] = {}
+        """The last question with gradients (True) and the last without."""
         self.candidates = batch.images.clone() if max_queries is not None else None
 
     @property
@@ -91,6 +108,7 @@ class View:
     def transform(self, images: Tensor, draws: Draws) -> Tensor:
         """The defense's transformation alone, without gradients: known to a white-box adversary."""
         self._need("gradients")
+        self._refuse_other_roles(draws)
         with torch.no_grad():
             return self._defended.transform(images, draws)
 
@@ -114,6 +132,7 @@ class View:
                 scores = self._searched.logits(pixels, place, backward=backward)
                 objective = loss(scores)
                 slope = self._differentiate(objective, pixels)
+            self._note(images, place, scores, gradients=True)
             right = self._watch(at, images, scores.detach(), self._searched.precision)
             slope = self._watch_gradient(at, slope, right)
             seen = [slope, objective.detach(), scores.detach(), right]
@@ -137,7 +156,22 @@ class View:
 
     def _positions(self, draws: Draws) -> Tensor:
         """Where in the batch each sample stands."""
+        self._refuse_other_roles(draws)
         return self._order[torch.searchsorted(self._sorted_ids, draws.ids)]
+
+    def _refuse_other_roles(self, draws: Draws) -> None:
+        if draws.role != self._role:
+            raise HarnessError(
+                f"an attack asked under the draws of {Role(draws.role).name}: its own are those of "
+                f"{self._role.name}, at draws.at(step=..., draw=...)",
+                page="plugins",
+            )
+
+    def _note(self, images: Tensor, draws: Draws, logits: Tensor, *, gradients: bool) -> None:
+        few = slice(0, LOOKS)
+        kept = images[few].detach().clone()  # an attack may go on in place
+        place = dataclasses.replace(draws, ids=draws.ids[few].clone())
+        self.asked[gradients] = Question(kept, place, logits[few].detach().clone())
 
     def _spend(self, at: Tensor, images: Tensor) -> None:
         counts = self.evidence.forwards
@@ -153,6 +187,7 @@ class View:
         self._spend(at, images)
         with torch.no_grad():
             scores = self._defended.logits(images, draws)
+        self._note(images, draws, scores, gradients=False)
         self._watch(at, images, scores)
         return scores
 
@@ -239,6 +274,7 @@ class _Module(nn.Module):
             lambda slope: view._watch_gradient(at, slope, right)
         )
         logits = view._defended.logits(pixels, draws, backward="declared")
+        view._note(images, draws, logits, gradients=True)
         right = view._watch(at, images, logits.detach())
         if not logits.requires_grad:
             # A transformation that cuts the graph has dead gradients; autograd would raise.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import harness
 from harness.api.evaluate import evaluate, load_defended, load_images
 from harness.evaluation.judge import check_images
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.registry import load_file
+from harness.targets import given
 from harness.types import Attack, Batch, Defense, HarnessError, Perturbed, ThreatModel, Victim
 
 own = load_file(Path(__file__).parents[1] / "helpers" / "own_models.py")
@@ -104,7 +105,9 @@ class Corner(Attack):
 class Dim(Defense):
     """Half the light."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images / 2
 
 
@@ -206,3 +209,30 @@ def test_the_package_offers_it_lazily() -> None:
     assert harness.evaluate is evaluate
     with pytest.raises(AttributeError, match="evaluat"):
         harness.__getattr__("evaluat")
+
+
+def test_a_given_model_is_hashed_once_a_call(
+    model: nn.Module, some: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    digest = given._digest
+    monkeypatch.setattr(given, "_digest", lambda values: hashed.append(1) or digest(values))
+    assert len(measure(model, some, attack=["fgsm", "noise", "clean"]).records) == 3
+    assert len(hashed) == 1
+
+
+def test_nothing_in_the_process_is_reseeded(
+    model: nn.Module, some: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    """Training, attacks and random defenses draw from generators of their own."""
+
+    def states() -> list[Tensor]:
+        cards = range(torch.cuda.device_count())
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(card) for card in cards)]
+
+    torch.manual_seed(123)
+    before = states()
+    small = "pixeldefend(features=4,layers=1,mixtures=1)"
+    load_defended(small, limit=20, epochs=1, results=tmp_path, device="cpu", quiet=True)
+    measure(model, some, attack=["pgd(steps=2)", "square"], defense="menet-usvt", draws=2)
+    assert all(map(torch.equal, before, states()))

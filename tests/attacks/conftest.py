@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.targets.defended import Defended
 from harness.targets.views import View
 from harness.types import Attack, Batch, Defense, ThreatModel
@@ -19,7 +19,9 @@ from harness.types import Attack, Batch, Defense, ThreatModel
 class Plain(Defense):
     """The classifier alone."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images
 
 
@@ -30,7 +32,9 @@ class Noisy(Defense):
     randomised: ClassVar[bool] = True
     sigma: float = 0.1
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images + self.sigma * draws.normal(*images.shape[1:])
 
 
@@ -42,7 +46,9 @@ class Rounding(Defense):
     differentiable: ClassVar[bool] = False
     levels: int = 8
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return torch.round(images * self.levels) / self.levels
 
 

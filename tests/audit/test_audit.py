@@ -179,6 +179,41 @@ def test_a_model_that_never_learned_is_named(clean: float, flagged: bool) -> Non
     assert not flagged or "chance is 10.0%" in found["at-chance"]
 
 
+@pytest.mark.parametrize("kind", ["alone", "later", "gradients", "attack"])
+def test_another_answer_to_the_same_question(kind: str) -> None:
+    asked = {"asked": 8, "replayed": 8}
+    assert not flags.flags(one(50, looks={**asked, kind: 1}))  # a solver's rounding
+    assert "2 of 8" in flags.flags(one(50, looks={**asked, kind: 2}))["inconsistent-defense"]
+    assert (
+        "1 of 4"
+        in flags.flags(one(50, looks={"asked": 4, "replayed": 4, kind: 1}))["inconsistent-defense"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "randomised", "flagged"),
+    [
+        (0.25, False, False),
+        (0.255, False, False),  # one image: rounding
+        (0.30, False, True),
+        (0.30, True, False),  # 60 images of 200 and 50 of 200 may be luck
+        (0.45, True, True),
+    ],
+)
+def test_the_trace_ends_where_the_score_is(end: float, randomised: bool, flagged: bool) -> None:
+    trace = (TracePoint(step=20, accuracy=end), TracePoint(step=40, accuracy=end))
+    found = one(50, trace=trace, randomised=randomised)
+    assert ("inconsistent-defense" in flags.flags(found)) is flagged
+    assert not flags.flags(dataclasses.replace(found, transferred=True)).get("inconsistent-defense")
+
+
+def test_gradients_beyond_the_access() -> None:
+    passes = {"backwards": 8.0, "dead_gradients": 0.0}
+    assert "labels" in flags.flags(one(50, access="labels", passes=passes))["access-exceeded"]
+    assert not flags.flags(one(50, access="gradients", passes=passes))
+    assert not flags.flags(one(50, access="labels"))
+
+
 def test_fewer_than_published_is_said() -> None:
     cell = one(50).cell
     training = dataclasses.replace(cell.target.training, epochs=5, paper_epochs=200, limit=600)

@@ -9,8 +9,10 @@ import pytest
 from harness.audit.verdict import conclude
 from harness.cells.cells import Cell
 from harness.paper import expansion, protocol
+from harness.results.flags import EXPLANATIONS
 from harness.results.records import Accuracy, Record
 from harness.spec import Spec
+from harness.types import ThreatModel
 from tests.helpers.fabricated import COUNT, record
 
 
@@ -38,6 +40,24 @@ def test_a_flag_on_the_strongest_attack_is_a_doubt_unless_it_breaks_all(cell: Ce
     assert judged(record(cell, robust=0.8), "masked-gradients")[0] == "in doubt"
     assert judged(record(cell, robust=0.8), "scaled-down")[0] == "stands"
     assert judged(record(cell, robust=0.0), "masked-gradients")[0] == "broken"
+
+
+@pytest.mark.parametrize("flag", sorted(set(EXPLANATIONS) - {"scaled-down"}))
+@pytest.mark.parametrize("robust", [0.2, 0.8])
+def test_no_flag_of_any_row_is_passed_over(cell: Cell, flag: str, robust: float) -> None:
+    strong = record(cell, robust=robust)
+    weak = record(dataclasses.replace(cell, attack=Spec("fgsm")), robust=0.85)
+    word, sentence = conclude([strong, weak], {weak.key: {flag: "why"}}, cell.threat)
+    assert word == "in doubt"
+    assert flag in sentence and "of the 2 attacks 1" in sentence
+
+
+def test_a_flag_in_another_ball_is_no_doubt_here(cell: Cell) -> None:
+    here = record(cell, robust=0.8)
+    other = record(dataclasses.replace(cell, threat=ThreatModel(epsilon=0.9)), robust=0.8)
+    assert (
+        conclude([here, other], {other.key: {"model-changed": "why"}}, cell.threat)[0] == "stands"
+    )
 
 
 def test_without_an_attack_that_looks_nothing_is_said(cell: Cell) -> None:

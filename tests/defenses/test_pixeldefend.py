@@ -191,11 +191,11 @@ def test_training_lowers_the_loss_and_the_defense_is_deterministic() -> None:
         optimiser.step()
     assert losses[-1] < losses[0] - 0.8
     draws = Draws(0, torch.arange(10), Role.SCORE)
-    once = defense.transform(images[:10], draws, module)
-    again = defense.transform(images[:10], draws.at(draw=5), module)
+    once = defense.transform(images[:10], draws.opaque(), module)
+    again = defense.transform(images[:10], draws.at(draw=5).opaque(), module)
     assert torch.equal(once, again) and once.shape == (10, 1, 8, 8)
-    assert torch.equal(defense.training_transform(images, draws, module), images)
-    assert defense.transform(images[:0], draws[:0], module).shape == (0, 1, 8, 8)
+    assert torch.equal(defense.training_transform(images, draws.opaque(), module), images)
+    assert defense.transform(images[:0], draws[:0].opaque(), module).shape == (0, 1, 8, 8)
     assert (once - images[:10]).abs().max() <= 0.3 + 0.5 / 255
     assert not any(parameter.grad is None for parameter in module.parameters())
 
@@ -212,4 +212,5 @@ def test_wrong_use_is_named() -> None:
     with pytest.raises(HarnessError, match="layers is 0"):
         PixelDefend(layers=0)
     with pytest.raises(HarnessError, match="given nothing"):
-        PixelDefend().transform(pictures(1, 1), Draws(0, torch.arange(1), Role.SCORE))
+        draws = Draws(0, torch.arange(1), Role.SCORE).opaque()
+        PixelDefend().transform(pictures(1, 1), draws)

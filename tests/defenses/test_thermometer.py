@@ -3,14 +3,14 @@ import pytest
 import torch
 
 from harness.defenses.thermometer import Thermometer, encode, ramp, slide
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.types import HarnessError
 
 torch.set_num_threads(1)
 
 
-def draws(count: int) -> Draws:
-    return Draws(0, torch.arange(count), Role.SCORE)
+def draws(count: int) -> OpaqueDraws:
+    return Draws(0, torch.arange(count), Role.SCORE).opaque()
 
 
 def pixel(value: float) -> torch.Tensor:

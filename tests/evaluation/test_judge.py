@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.evaluation.judge import NOT_FINITE, OUTSIDE_BALL, OUTSIDE_BOX, check_images, judge
 from harness.evaluation.summary import accuracy
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.targets.defended import Defended
 from harness.targets.views import QueryBudgetSpent, View
 from harness.types import Access, Batch, Defense, HarnessError, ThreatModel
@@ -27,7 +27,7 @@ class Brightness(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plain(Defense):
-    def transform(self, images: Tensor, draws: Draws, auxiliary: Any = None) -> Tensor:
+    def transform(self, images: Tensor, draws: OpaqueDraws, auxiliary: Any = None) -> Tensor:
         return images
 
 
@@ -38,7 +38,7 @@ class Shift(Defense):
     randomised: ClassVar[bool] = True
     size: float = 1.0
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: Any = None) -> Tensor:
+    def transform(self, images: Tensor, draws: OpaqueDraws, auxiliary: Any = None) -> Tensor:
         return images + self.size * (draws.uniform(1, 1, 1) - 0.5)
 
 

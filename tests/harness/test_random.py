@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import inspect
 import math
+import pickle
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.random import Draws, Role, combine, content_ids, mix, mix_tensor, permutation
+from harness.random import (
+    Draws,
+    OpaqueDraws,
+    Role,
+    combine,
+    content_ids,
+    mix,
+    mix_tensor,
+    permutation,
+)
 
 GOLDEN = 0x9E3779B97F4A7C15
 # The first outputs of SplitMix64 from seed 1234567, as its reference implementation prints them.
@@ -103,3 +115,80 @@ def test_content_ids_follow_pixels_on_the_8_bit_grid() -> None:
 @pytest.mark.parametrize("parts", [((1, 2), (2, 1)), ((0,), (0, 0)), ((5,), (6,))])
 def test_combine_depends_on_values_order_and_number(parts: tuple[tuple[int, ...], ...]) -> None:
     assert combine(*parts[0]) != combine(*parts[1])
+
+
+def test_a_coin_falls_as_the_uniform_number_decides() -> None:
+    place = draws(list(range(300)))
+    for probability in (0.0, 0.1, 1 / 3, 0.5, 0.42, 1 - 1e-9, 1.0):
+        wanted = place.uniform(1, 9, 9) < probability
+        assert torch.equal(place.bernoulli(probability, 1, 9, 9), wanted)
+    assert place[:0].bernoulli(0.5, 1, 9, 9).shape == (0, 1, 9, 9)
+
+
+def test_the_unnamed_lane_never_changes() -> None:
+    """The splits of datasets hang on it, and every digest on the splits."""
+    first = Draws(3, torch.tensor([5]), Role.SHUFFLE, step=2, draw=1).bits(2)
+    keys = mix(mix(5) + combine(3, Role.SHUFFLE, 0, 2, 1))
+    assert [word % 2**64 for word in first[0].tolist()] == [mix(keys + k * GOLDEN) for k in (1, 2)]
+
+
+# --- what a defense is given ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", ["", "mask"])
+def test_opaque_draws_give_the_same_numbers(lane: str) -> None:
+    place = draws([4, 9, 2], step=3, draw=1)
+    seen = place.opaque()
+    assert len(seen) == 3
+    assert torch.equal(seen.uniform(2, 5, lane=lane), place.uniform(2, 5, lane=lane))
+    assert torch.equal(seen.normal(7, lane=lane), place.normal(7, lane=lane))
+    assert torch.equal(seen.integers(9, 7, lane=lane), place.integers(9, 7, lane=lane))
+    assert torch.equal(seen.bernoulli(0.3, 7, lane=lane), place.bernoulli(0.3, 7, lane=lane))
+    assert torch.equal(seen.bits(3, lane=lane), place.bits(3, lane=lane))
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "ids", "role", "step", "draw", "at", "opaque", "__dict__", "__getitem__"]
+)
+def test_opaque_draws_tell_nothing(name: str) -> None:
+    with pytest.raises(AttributeError):
+        getattr(draws([1]).opaque(), name)
+
+
+def reachable(value: Any, depth: int = 4) -> list[Any]:
+    """Return all plain values that can be reached from an object by attributes, slots and closures."""
+    if depth == 0 or isinstance(value, str | bytes | type) or inspect.ismodule(value):
+        return []
+    if isinstance(value, torch.Tensor):
+        return value.flatten().tolist()
+    if isinstance(value, int | float):
+        return [value]
+    found = []
+    for name in dir(value):
+        if name in {"__class__", "__doc__", "__globals__", "__builtins__", "__func__"}:
+            continue
+        part = getattr(value, name, None)
+        if name == "__closure__" and part:
+            part = [cell.cell_contents for cell in part]
+        for each in part if isinstance(part, list | tuple) else [part]:
+            if not name.startswith("__") or name == "__closure__" or name == "__self__":
+                found += reachable(each, depth - 1)
+    return found
+
+
+def test_no_part_of_the_place_can_be_reached() -> None:
+    place = Draws(914_117, torch.tensor([915_113]), Role.SCORE, step=916_103, draw=917_101)
+    secret = {914_117, 915_113, 916_103, 917_101}
+    assert secret <= set(reachable(place))  # the search does find what is there
+    assert not secret & set(reachable(place.opaque()))
+    assert not any(str(number) in repr(place.opaque()) for number in secret)
+
+
+def test_opaque_draws_are_neither_copied_nor_pickled() -> None:
+    with pytest.raises(TypeError, match="draw the numbers now"):
+        pickle.dumps(draws([1]).opaque())
+
+
+def test_roles_look_alike_to_a_defense() -> None:
+    kinds = {type(draws([1], role).opaque()) for role in Role}
+    assert kinds == {OpaqueDraws}

@@ -15,7 +15,7 @@ from harness.datasets.data import load
 from harness.evaluation.runner import Runner
 from harness.geometry import project
 from harness.models.lenet import small_cnn
-from harness.random import Draws, Role
+from harness.random import Draws, OpaqueDraws, Role
 from harness.registry import models
 from harness.results.records import Accuracy, Record, pack
 from harness.results.summaries import flagged
@@ -178,7 +178,9 @@ class Rounded(Defense):
 
     levels: int = 6
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return torch.round(images * self.levels) / self.levels
 
 
@@ -194,7 +196,9 @@ class Straight(Rounded):
 class Quantised(Defense):
     """Quantised input: floor, whose derivative automatic differentiation calls zero."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return torch.floor(images * 3.999) / 3
 
 
@@ -202,7 +206,9 @@ class Quantised(Defense):
 class Shattered(Defense):
     """A ripple too small to see whose slope drowns that of the image."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images + 0.01 * torch.sin(images * 2e5)
 
 
@@ -210,7 +216,9 @@ class Shattered(Defense):
 class CleanDetector(Defense):
     """Knows an unattacked image by its 8-bit pixels; all others it shows upside down."""
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         grid = images.detach() * 255
         clean = ((grid - grid.round()).abs() < 1e-3).flatten(1).all(dim=1)
         return torch.where(clean[:, None, None, None], images.detach(), images.detach().flip(2))
@@ -223,7 +231,9 @@ class Noisy(Defense):
     randomised: ClassVar[bool] = True
     sigma: float = 0.1
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         return images + self.sigma * draws.normal(*images.shape[1:])
 
 
@@ -234,7 +244,9 @@ class Flicker(Defense):
     randomised: ClassVar[bool] = True
     share: float = 0.53
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         hidden = draws.bernoulli(self.share, 1, 1, 1, lane="flicker")
         other = templates()[draws.integers(10, lane="other")]
         return torch.where(hidden, other, images)

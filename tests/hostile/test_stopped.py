@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.random import Draws
+from harness.random import OpaqueDraws
 from harness.storage import log
 from harness.storage.progress import Silent
 from harness.storage.store import DamagedFile
@@ -26,17 +26,19 @@ COUNT, CHUNK = 24, 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slow(Defense):
-    """Darkens each version more; `during` is called before each chunk."""
+    """Darkens each image at random; `during` is called before each chunk."""
 
     randomised = True
     estimates: int = 2
     during: Callable[[int], object] = lambda call: None
     calls: list[int] = dataclasses.field(default_factory=list)
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         self.calls.append(len(self.calls))
         self.during(len(self.calls))
-        return images / (1 + draws.draw)
+        return images * draws.uniform(1, 1, 1)
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def mask_data(
             spec = type(spec)(spec.name, {**spec.parameters, **range_}, spec.inner)
             defense: Defense = build(spec, registry.defenses)
             with torch.no_grad():
-                rebuilt = defense.transform(batch.images, draws)
+                rebuilt = defense.transform(batch.images, draws.opaque())
             made.append(to_picture(rebuilt[0]))
             error.append(round(float((rebuilt - batch.images).square().mean().sqrt()), 6))
         rows.append((text, tuple(made)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.datasets.data import Samples
 from harness.geometry import project
-from harness.random import Draws
+from harness.random import Draws, OpaqueDraws
 from harness.types import Access, Attack, Batch, Defense, Perturbed, ThreatModel, Victim
 
 
@@ -45,7 +45,9 @@ class Flip(Defense):
 
     randomised: ClassVar[bool] = True
 
-    def transform(self, images: Tensor, draws: Draws, auxiliary: nn.Module | None = None) -> Tensor:
+    def transform(
+        self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+    ) -> Tensor:
         heads = draws.bernoulli(0.5, 1, 1, 1)
         return torch.where(heads, images.flip(3), images)
 

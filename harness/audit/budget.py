@@ -1,0 +1,54 @@
+"""The time that an audit may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from harness.targets.training import Interrupted, Stop
+from harness.types import HarnessError
+
+
+class BudgetSpent(Interrupted):
+    """The time that was allowed is over. What is done is kept."""
+
+
+class Deadline(Stop):
+    """A stop that also asks when the budget is spent."""
+
+    def __init__(self, inner: Stop, until: float, clock: Callable[[], float]) -> None:
+        self._inner, self._until, self._clock = inner, until, clock
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._until - self._clock()
+
+    @property
+    def asked(self) -> bool:
+        return self._inner.asked or self.left <= 0
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        self._inner.asked = value
+
+    def check(self) -> None:
+        self._inner.check()
+        if self.left <= 0:
+            raise BudgetSpent
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `10m`, `1.5h` in seconds.
+
+    Raises:
+        HarnessError: anything else.
+    """
+    units: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = units.get(text[-1:], 1.0)
+    try:
+        value = float(text[:-1] if text[-1:] in units else text) * unit
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise HarnessError(f"a budget of {text!r}: write 90s, 10m or 2h", page="flags")
+    return value
