@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.defenses.estimation import (
     Estimate,
     approximate_rank,
+    native,
     nuclear_norm,
     reconstruct,
     soft_impute,
@@ -71,6 +72,10 @@ class MENet(Defense):
     @abc.abstractmethod
     def estimator(self) -> Estimator:
         """(observed, mask) -> Estimate, on batched matrices."""
+
+    def computed_by(self, device: str) -> Mapping[str, str]:
+        """Return whether estimation runs compiled or through torch."""
+        return {"estimation": native.computed_by(device)}
 
     @property
     def is_random(self) -> bool:

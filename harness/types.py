@@ -72,6 +72,21 @@ class ThreatModel:
             )
         if self.norm not in ("linf", "l2"):
             raise HarnessError(f"norm is {self.norm!r}: it must be linf or l2")
+        if self.norm == "linf" and self.epsilon > 1:
+            raise HarnessError(
+                f"epsilon is {self.epsilon:g}, and pixels reach from 0 to 1: an L-infinity ball above 1 "
+                f"holds every image there is. Did you mean --epsilon {self.epsilon:g}/255?"
+            )
+
+    def doubt(self, shape: tuple[int, ...]) -> str:
+        """Return a line where the ball holds every image of this shape; empty where it does not."""
+        diameter = math.sqrt(math.prod(shape))
+        if self.norm == "linf" or self.epsilon < diameter:
+            return ""
+        return (
+            f"an l2 epsilon of {self.epsilon:g} holds every image: two of {' x '.join(map(str, shape))} "
+            f"pixels in [0, 1] are at most {diameter:.4g} apart"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +207,10 @@ class Defense(abc.ABC):
     def auxiliary_loss(self, module: nn.Module, images: Tensor) -> Tensor:
         """(N,) the loss by which the auxiliary module is trained on clean images."""
         raise HarnessError(f"{type(self).__name__} has an auxiliary module but no loss for it")
+
+    def computed_by(self, device: str) -> Mapping[str, str]:
+        """Return what a record states of how this defense computes, where it has several ways."""
+        return {}
 
     @abc.abstractmethod
     def transform(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.models import exported
 from harness.models.normalise import moments, normalised
 from harness.registry import models, nearest
 from harness.types import HarnessError
@@ -54,6 +55,7 @@ def describe(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what can change a number: the parameters, with the content of files for their place."""
     known = {key: value for key, value in parameters.items() if key not in ("weights", "sha256")}
     weights, build = str(parameters.get("weights", "")), str(parameters.get("build", ""))
+    _find(build)
     if weights and weights != PRETRAINED:
         known["weights"] = file_digest(Path(weights))
     else:
@@ -104,7 +106,7 @@ def _network(
     if library == "hub":
         return _hub(rest, shape, classes, pretrained, options)
     if Path(build).suffix in (".pt2", ".pt", ".pth", ".onnx"):
-        return Program(_exported(Path(build)), build)
+        return exported.load(Path(build))
     with _own_packages(Path(library).parent if library.endswith(".py") else None):
         network = _call(models.get(build), shape, classes, options, build)
     if not isinstance(network, nn.Module):
@@ -112,6 +114,20 @@ def _network(
             f"{build} gave a {type(network).__name__}: it must return a torch module"
         )
     return network
+
+
+def _find(build: str) -> None:
+    """Find out, before anything is built or stored, whether a name means something.
+
+    Raises:
+        HarnessError: it does not.
+    """
+    library, _, rest = build.partition(":")
+    if library == "timm":
+        _find_in_timm(rest)
+    elif library != "hub" and Path(build).suffix not in (".pt2", ".pt", ".pth", ".onnx", ""):
+        with _own_packages(Path(library).parent if library.endswith(".py") else None):
+            models.get(build)
 
 
 def _call(
@@ -140,6 +156,20 @@ def _timm(
     pretrained: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
+    timm = _find_in_timm(name)
+    chosen = dict(options)
+    if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
+        chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
+    made: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
+    return made
+
+
+def _find_in_timm(name: str) -> Any:
+    """Return timm.
+
+    Raises:
+        HarnessError: it is not installed, or has no such model.
+    """
     try:
         import timm
     except ImportError:
@@ -147,11 +177,7 @@ def _timm(
     if not timm.is_model(name.partition(".")[0]):
         hint = nearest(name, timm.list_models(), otherwise="timm.list_models() shows all")
         raise HarnessError(f"timm has no model {name!r}: {hint}")
-    chosen = dict(options)
-    if not pretrained:  # pretrained ones keep the classes and channels that they were trained for
-        chosen = {"num_classes": classes, "in_chans": shape[0], **chosen}
-    made: nn.Module = timm.create_model(name, pretrained=pretrained, **chosen)
-    return made
+    return timm
 
 
 def _hub(
@@ -210,50 +236,6 @@ def _own_packages(folder: Path | None) -> Iterator[None]:
 
 def _is_mine(name: str) -> bool:
     return name.partition(".")[0] in ("models", "attacks", "defenses")
-
-
-class Program(nn.Module):
-    """A program of torch.export. It has no training mode: it stays as it was exported."""
-
-    def __init__(self, inner: nn.Module, name: str) -> None:
-        super().__init__()
-        self.inner = inner
-        self.name = name
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Program:
-        for module in self.modules():  # GraphModule.train() refuses to be called
-            module.training = False
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        try:
-            logits: Tensor = self.inner(images)
-        except (AssertionError, RuntimeError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise HarnessError(
-                f"{self.name} does not take images {tuple(images.shape)}: {first}. Export it in "
-                "evaluation mode with a free batch size: "
-                "dynamic_shapes=({0: torch.export.Dim('batch')},)"
-            ) from error
-        return logits
-
-
-def _exported(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise HarnessError(f"no file {path}: --model takes a program that torch.export.save wrote")
-    if path.suffix != ".pt2":
-        raise HarnessError(
-            f"{path} is no exported program: --model takes my.py:build with --weights {path.name}, "
-            "or a .pt2 file that torch.export.save wrote"
-        )
-    try:
-        load: Any = torch.export.load
-        module: nn.Module = load(path).module()
-    except Exception as error:  # whatever a file that is none makes its reader raise
-        first = str(error).strip().split("\n")[0]
-        raise HarnessError(f"{path} is no program of torch.export: {first}") from error
-    return module
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -357,6 +339,8 @@ def _stated(network: nn.Module, build: str, normalisation: str) -> str:
 @models.bridge("timm")
 def timm_model(rest: str) -> Callable[..., nn.Module]:
     """The models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
+
+    _find_in_timm(rest)
 
     def build(shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
         return _timm(rest, shape, classes, False, options)

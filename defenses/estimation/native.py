@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import build_cache
 from .inputs import LANES
 
-_SOURCES = sorted(Path(__file__).with_name("lanes").glob("*.*"))
+CODE_FILES = tuple(sorted(Path(__file__).with_name("lanes").glob("*.*")))
+"""Code in another language that results depend on: part of the digest of what uses this module."""
 _MAIN = Path(__file__).with_name("lanes") / "lanes.cpp"
 _FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -128,8 +129,20 @@ def _in_threads(part: Callable[[int, int], int], count: int) -> int:
         return sum(pool.map(lambda first: part(first, min(share, count - first)), starts))
 
 
+def computed_by(device: str) -> str:
+    """Return the path that estimation takes on a device: `torch`, or `compiled` with the digest of
+    sources, compiler and flags."""
+    if torch.device(device).type != "cpu" or library() is None:
+        return "torch"
+    compiler = _compiler()
+    assert compiler is not None  # the library was built with it
+    return f"compiled {_digest(_command(compiler))}"
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
+    """Return the compiled library, built where the cache has none that can be trusted; None, with a
+    warning, where that does not work."""
     if os.environ.get("HARNESS_NATIVE") == "0":
         return None
     compiler = _compiler()
@@ -138,27 +151,31 @@ def library() -> ctypes.CDLL | None:
             "no C++ compiler was found (CXX, c++, g++, clang++); `pip install ziglang` brings one"
         )
         return None
-    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
-    if level and "ziglang" in compiler:
-        level = level.replace("-", "_")
-    flags = [*_FLAGS, *([f"-march={level}"] if level else [])]
-    texts = [path.read_text(encoding="utf-8") for path in _SOURCES]
-    named = "\0".join([*texts, *compiler, *flags, platform.platform()])
-    name = f"lanes-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so"
+    command = _command(compiler)
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = folder / "robustness-harness"
-        folder.mkdir(parents=True, exist_ok=True)
-        built = folder / name
-        if not built.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                made = Path(work) / name
-                _run([*compiler, *flags, str(_MAIN), "-o", str(made)])
-                made.replace(built)
+        folder = build_cache.folder()
+        stem = f"lanes-{_digest(command)}"
+        built = build_cache.find(folder, stem) or build_cache.keep(
+            folder, stem, lambda made: _run([*command, str(_MAIN), "-o", str(made)])
+        )
         return ctypes.CDLL(str(built))
     except (OSError, RuntimeError) as error:
         _slow(str(error))
         return None
+
+
+def _command(compiler: list[str]) -> list[str]:
+    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
+    if level and "ziglang" in compiler:
+        level = level.replace("-", "_")
+    return [*compiler, *_FLAGS, *([f"-march={level}"] if level else [])]
+
+
+def _digest(command: list[str]) -> str:
+    """Return a digest of all that decides what the compiler makes: 16 hex digits."""
+    texts = [path.read_text(encoding="utf-8") for path in CODE_FILES]
+    named = "\0".join([*texts, *command, platform.platform()])
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def _compiler() -> list[str] | None:

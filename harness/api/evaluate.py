@@ -27,7 +27,7 @@ from harness.registry import defenses as defense_registry
 from harness.results import flags, worst_case
 from harness.results.records import Failure, Record, Timing
 from harness.spec import build, parse
-from harness.storage import progress, store
+from harness.storage import batches, progress, store
 from harness.targets import devices, objects, own_models
 from harness.targets.defended import Defended
 from harness.targets.given import GivenModel
@@ -294,9 +294,8 @@ def _gather(
 
 
 def _stored_images(folder: Path, test: Dataset) -> Tensor:
-    """The attacked images of a cell, in the order of the dataset."""
+    """Return the attacked images of a cell, in the order of the dataset."""
     images = test.batch(slice(None)).images.clone()
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        tensors, _ = store.read_tensors(path)
-        images[tensors["positions"]] = tensors["images"]
+    for position, image in batches.images(folder, len(test)).items():
+        images[position] = image
     return images

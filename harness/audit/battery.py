@@ -186,7 +186,7 @@ class Battery:
             return
         key = plan(cell, self.workshop).key
         cost, left = self._cost(entry, size.count, pace), max(0.0, self._deadline.left)
-        stored = self.workshop.store.json_path("records", key).exists()
+        stored = self.workshop.store.has("records", key)
         if not stored and cost > left:
             needs = f"it needs about {duration(cost)}, {duration(left)} were left"
             self._tried.append(dataclasses.replace(tried, untested=needs))

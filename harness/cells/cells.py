@@ -47,6 +47,7 @@ class TrainingPlan:
             raise HarnessError(f"learning_rate is {self.learning_rate}: it must be positive")
         if self.limit is not None and self.limit < 1:
             raise HarnessError(f"a training limit of {self.limit}: it must be 1 or more")
+        ThreatModel(epsilon=self.epsilon)  # raises where there is no such ball
         if self.kind == "adversarial" and self.inner is None:
             raise HarnessError("adversarial training needs an inner attack")
 
@@ -74,7 +75,7 @@ class Target:
 
     @property
     def schooling(self) -> str:
-        """`weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
+        """Return how it was trained: `weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
         epochs = self.training.epochs
         trained = f"{epochs} epoch{'s' if epochs > 1 else ''}"
         said = "weights as given" if self.training.kind == "given" else trained

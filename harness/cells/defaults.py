@@ -22,7 +22,7 @@ def _table() -> dict[str, Any]:
 
 
 def of(dataset: str) -> dict[str, Any]:
-    """Model, epsilon, step size and training of a dataset; `"*"` for one that is not known."""
+    """Return model, epsilon, step size and training of a dataset; `"*"` for one that is not known."""
     table = _table()
     entry = dict(table.get(dataset.partition(":")[0], table["*"]))
     base = entry.pop("like", None)
@@ -51,7 +51,7 @@ def step_size(dataset: str, *, epsilon: float, steps: int) -> float | None:
 
 
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:
-    """The training of a dataset, with what the user set instead.
+    """Return the training of a dataset, with what the user set instead.
 
     `epochs` compresses the schedule: milestones are shares of it.
 

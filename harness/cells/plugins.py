@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def guarded(what: str, call: Callable[[], T]) -> T:
-    """What a guest's code returns.
+    """Return what a guest's code returns.
 
     Raises:
         HarnessError: it raised anything.
@@ -28,14 +28,14 @@ def guarded(what: str, call: Callable[[], T]) -> T:
 
 
 def attack(spec: Spec) -> Attack:
-    """Raises HarnessError where the spec names no attack, or one that cannot be made."""
+    """Return the attack that a spec names; raise HarnessError where it cannot be made."""
     found = _made(spec, attacks, Attack)
     assert isinstance(found, Attack)
     return found
 
 
 def defense(spec: Spec) -> Defense:
-    """Raises HarnessError where the spec names no defense, or one that cannot be made."""
+    """Return the defense that a spec names; raise HarnessError where it cannot be made."""
     found = _made(spec, defenses, Defense)
     assert isinstance(found, Defense)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from harness.cli.options import RESULTS, STRICT
-from harness.types import HarnessError
+from harness.types import DamageError, HarnessError
 
 
 @click.command()
@@ -35,6 +35,10 @@ def table(form: str, results: Path, strict: bool) -> None:
             "`harness clean --what failures --yes` forgets it",
             err=True,
         )
+    for line in loaded.damage:
+        click.echo(f"left out: {line}", err=True)
+    if loaded.damage:
+        sys.exit(DamageError.status)
     if strict:
         raised = {flag for record in loaded.records for flag in record.flags}
         sys.exit(strict_status(raised))

@@ -14,7 +14,7 @@ _CHUNK = 2048
 
 
 def check(dataset: Dataset) -> None:
-    """Whether these images, labels and ids can be trusted with an experiment.
+    """Check that these images, labels and ids can be trusted with an experiment.
 
     Raises:
         HarnessError: wrong shape, dtype or range, values that are not finite, labels without a
@@ -50,7 +50,7 @@ def check(dataset: Dataset) -> None:
 
 
 def check_pixels(images: Tensor, what: str) -> None:
-    """Whether images are finite and in [0, 1] (or uint8).
+    """Check that images are finite and in [0, 1] (or uint8).
 
     Raises:
         HarnessError: they are not, with what they look like.
@@ -107,19 +107,19 @@ def _check_labels(labels: Tensor, classes: Sequence[str], what: str) -> None:
 
 
 def some(values: Sequence[object]) -> str:
-    """The first three, for a message."""
+    """Return the first three, for a message."""
     return ", ".join(str(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
 
 
 def span(images: Tensor) -> tuple[float, float]:
-    """The least and the greatest pixel value, on the scale of [0, 1]."""
+    """Return the least and the greatest pixel value, on the scale of [0, 1]."""
     low, high = torch.aminmax(images)
     scale = 1.0 if images.is_floating_point() else 255.0
     return float(low) / scale, float(high) / scale
 
 
 def digest(images: Tensor, labels: Tensor, ids: Tensor) -> str:
-    """SHA-256 of shape, dtype, pixels, labels and ids, in that order, little-endian."""
+    """Return SHA-256 of shape, dtype, pixels, labels and ids, in that order, little-endian."""
     total = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}\n".encode())
     for values in (images, labels, ids):
         for start in range(0, len(values), _CHUNK):

@@ -56,7 +56,7 @@ def load(
     reporter: Reporter | None = None,
     **parameters: Any,
 ) -> Dataset:
-    """The split `train` or `test` of the dataset `name`, checked.
+    """Return the split `train` or `test` of the dataset `name`, checked.
 
     Files are looked for in `data_dir`, else in HARNESS_DATA, else in a cache folder of this user;
     what is missing and has a public source is downloaded to that folder.
@@ -92,18 +92,18 @@ def load(
 
 
 def folder(data_dir: Path | None = None) -> Path:
-    """Where data lies: the argument, else HARNESS_DATA, else `cache()`. It need not exist."""
+    """Return where data lies: the argument, else HARNESS_DATA, else `cache()`. It need not exist."""
     given = data_dir or os.environ.get("HARNESS_DATA")
     return Path(given).expanduser() if given else cache()
 
 
 def cache() -> Path:
-    """This user's folder for downloads and decoded copies. It need not exist."""
+    """Return this user's folder for downloads and decoded copies. It need not exist."""
     return Path(platformdirs.user_cache_dir("harness-data", appauthor=False))
 
 
 def assemble(name: str, split: str, samples: Samples) -> Dataset:
-    """A checked Dataset with its digest.
+    """Return a checked Dataset with its digest.
 
     Raises:
         HarnessError: see `check`.
@@ -172,7 +172,7 @@ def summary(
     reporter: Reporter | None = None,
     **parameters: Any,
 ) -> list[Summary]:
-    """Both splits of a dataset in figures: what `harness data check NAME` prints.
+    """Return both splits of a dataset in figures: what `harness data check NAME` prints.
 
     Raises:
         HarnessError, DamageError: as `load`; also where the splits differ in shape or classes, or
@@ -221,7 +221,7 @@ def summary(
 
 
 def _fingerprints(dataset: Dataset) -> list[bytes]:
-    """A hash of each image's pixels."""
+    """Return a hash of each image's pixels."""
     return [
         hashlib.blake2b(image.numpy().data, digest_size=16).digest()
         for image in dataset.images.cpu()

@@ -43,7 +43,7 @@ def digits(split: Split, folder: Path) -> Samples:
 
 
 def enlarge(images: Tensor) -> Tensor:
-    """(N, 8, 8) int64 from 0 to 16 -> (N, 1, 28, 28) uint8 from 0 to 255, bilinearly.
+    """Enlarge (N, 8, 8) int64 from 0 to 16 to (N, 1, 28, 28) uint8 from 0 to 255, bilinearly.
 
     The grid is that of torch's `interpolate(align_corners=False)`. Output pixel i lies at
     (i + 1/2) * 8/28 - 1/2 = (4i - 5) / 14, so all weights are multiples of 1/14 and the whole is

@@ -74,7 +74,7 @@ def _read(path: Path) -> bytes:
 
 
 def parse_idx(content: bytes, path: Path, *, dimensions: int) -> np.ndarray[Any, Any]:
-    """The unsigned bytes in an idx file: a magic number 0x0000080D (D dimensions), D sizes, values.
+    """Return the unsigned bytes in an idx file: a magic number 0x0000080D (D dimensions), D sizes, values.
 
     Raises:
         DamageError: the magic number is another one, or the length is not what the sizes announce.

@@ -73,7 +73,7 @@ def npz(path: str) -> Callable[..., Samples]:
 
 
 def read(path: Path) -> dict[str, Array]:
-    """The arrays in an npz file. Python objects in it are refused: no code in it is ever run.
+    """Return the arrays in an npz file. Python objects in it are refused: no code in it is ever run.
 
     Raises:
         HarnessError: no such file, another format, or arrays of Python objects.
@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Array]:
 
 
 def channels_first(images: Array, layout: str | None, what: str) -> Array:
-    """(N, C, H, W) of images (N, H, W), (N, C, H, W) or (N, H, W, C).
+    """Return (N, C, H, W) of images (N, H, W), (N, C, H, W) or (N, H, W, C).
 
     By `layout` or, where only one of the two places has 1 or 3 entries, by that.
 
@@ -135,7 +135,7 @@ def _need(arrays: Mapping[str, Array], keys: tuple[str, ...], what: str) -> None
 
 
 def _flat(labels: Array) -> Array:
-    """(N,) integers of (N,) or, as some libraries store them, (N, 1)."""
+    """Return (N,) integers of (N,) or, as some libraries store them, (N, 1)."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -147,7 +147,7 @@ def _flat(labels: Array) -> Array:
 
 
 def _classes(arrays: Mapping[str, Array], labels: tuple[Array, ...]) -> list[str]:
-    """The file's own `classes`, else 0 up to the greatest label of either split."""
+    """Return the file's own `classes`, else 0 up to the greatest label of either split."""
     if "classes" in arrays:
         return [str(name) for name in arrays["classes"].tolist()]
     return [str(label) for label in range(max(int(part.max(initial=0)) for part in labels) + 1)]

@@ -39,7 +39,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, labelled: Sequence[tuple[str, int]]) -> Files:
-        """From (name, label) in any order."""
+        """Return the listing of (name, label) in any order."""
         ids = name_ids([name for name, _ in labelled])
         order = ids.argsort(stable=True)
         return cls(
@@ -51,7 +51,7 @@ class Files:
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder, sorted, without hidden ones (`.complete`, `.DS_Store`).
+    """Return the names in a folder, sorted, without hidden ones (`.complete`, `.DS_Store`).
 
     Raises:
         HarnessError: there is no such folder.
@@ -63,7 +63,7 @@ def listing(folder: Path) -> list[str]:
 
 
 def by_class(root: Path, split: str, classes: Sequence[str]) -> Files:
-    """The files `root/split/<class>/*`, for each of these classes; the label is its position."""
+    """Return the files `root/split/<class>/*`, for each of these classes; the label is its position."""
     labelled = []
     for label, name in enumerate(classes):
         inside = root / split / name
@@ -74,7 +74,7 @@ def by_class(root: Path, split: str, classes: Sequence[str]) -> Files:
 
 
 def decode(files: Files, *, channels: int, reporter: Reporter) -> Tensor:
-    """(N, C, H, W) uint8 in the order of `files`: C = 1 greyscale, C = 3 colour (grey is tripled).
+    """Decode (N, C, H, W) uint8 in the order of `files`: C = 1 greyscale, C = 3 colour (grey is tripled).
 
     A copy of the decoded pixels is kept in the cache folder, one for each split of each folder, and
     used while names, sizes, times and decoder are the same. A damaged copy is named and made anew.
@@ -102,7 +102,7 @@ def decode(files: Files, *, channels: int, reporter: Reporter) -> Tensor:
 
 
 def is_grey(path: Path) -> bool:
-    """Whether the file holds no colour; reads the file's head only."""
+    """Return whether the file holds no colour; reads the file's head only."""
     with _opened(path) as image:
         return image.mode in ("1", "L")
 
@@ -158,7 +158,7 @@ def _place(files: Files) -> Path:
 
 
 def _stamp(files: Files, channels: int) -> str:
-    """What the pixels depend on: names, sizes and times of the files, and the decoder."""
+    """Return what the pixels depend on: names, sizes and times of the files, and the decoder."""
     import PIL
     from PIL import features
 
@@ -188,7 +188,7 @@ def _kept(place: Path, stamp: str, reporter: Reporter) -> Tensor | None:
 
 
 def _keep(place: Path, stamp: str, images: Tensor, reporter: Reporter) -> None:
-    """Writes the copy whole or not at all. Its checksum is the zip format's, checked on reading."""
+    """Write the copy whole or not at all. Its checksum is the zip format's, checked on reading."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:

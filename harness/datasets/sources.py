@@ -25,7 +25,7 @@ _TIMEOUT = 30.0
 
 
 def name_ids(names: Sequence[str]) -> Tensor:
-    """(N,) int64 in [0, 2**53): an id for each relative file name, by SHA-256.
+    """Return (N,) int64 in [0, 2**53): an id for each relative file name, by SHA-256.
 
     It stays when other files come or go. Sorted by it, files lie in an order that is fixed, mixes
     the classes, and does not depend on the file system. 53 bits: exact as a number in JSON.
@@ -40,7 +40,7 @@ def name_ids(names: Sequence[str]) -> Tensor:
 
 
 def stratified(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Positions (train, test) of a fixed split, each in ascending order.
+    """Return positions (train, test) of a fixed split, each in ascending order.
 
     `round(share * n)` samples of every class, one at least, go to the test split, chosen by a
     pseudo-random permutation that depends on the class and its size alone.
@@ -61,7 +61,7 @@ def obtain(
     files: Sequence[str],
     fetch: Callable[[Path], object] | None = None,
 ) -> None:
-    """Makes sure that `files` (relative paths) are in `where`, downloading those that are missing.
+    """Make sure that `files` (relative paths) are in `where`, downloading those that are missing.
 
     `fetch(root)` downloads into an empty folder; only then are complete files moved into place, so
     that an interrupted download leaves nothing half-written. Without `fetch` there is no download.
@@ -101,7 +101,7 @@ def obtain(
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """A silent server ends a download after 30 seconds instead of never."""
+    """End a download from a silent server after 30 seconds instead of never."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:

@@ -50,7 +50,7 @@ def _train(root: Path, wnids: list[str]) -> list[tuple[str, int]]:
 
 
 def _validation(root: Path, wnids: list[str]) -> list[tuple[str, int]]:
-    """From val_annotations.txt: file, wnid and a bounding box in each line, separated by tabs."""
+    """Read val_annotations.txt: file, wnid and a bounding box in each line, separated by tabs."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     annotations = root / "val" / "val_annotations.txt"
     labelled = []
@@ -74,7 +74,7 @@ def _validation(root: Path, wnids: list[str]) -> list[tuple[str, int]]:
 
 
 def _words(root: Path, wnids: list[str]) -> list[str]:
-    """The first word for each class where they are known and differ, else its WordNet id."""
+    """Return the first word for each class where they are known and differ, else its WordNet id."""
     if not (root / "words.txt").is_file():
         return wnids
     table = dict(line.partition("\t")[::2] for line in _lines(root / "words.txt"))

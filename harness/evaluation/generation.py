@@ -15,6 +15,7 @@ from harness.evaluation.judge import predictions
 from harness.random import Draws, Role
 from harness.results.records import TRACE_DRAWS
 from harness.storage import log, store
+from harness.storage.batches import batches
 from harness.storage.leases import Busy, Leases
 from harness.storage.progress import Reporter
 from harness.targets import memory, training
@@ -116,19 +117,11 @@ class Generation:
 
     def _look(self) -> None:
         """Read the batches that are new in the folder."""
-        for path in store.files(self.folder, ".safetensors"):
-            if path.name in self._shards:
-                continue
+        for path, tensors, metadata in batches(self.folder, self._done, self.mend, self._shards):
             try:
-                shard = _read_shard(path, self.test)
-            except FileNotFoundError:  # set aside by another run
-                continue
+                self._keep(path.name, _shard(path, tensors, metadata, self.test))
             except store.DamagedFile as error:
                 self.mend(error)
-                continue
-            # Runs with other batch sizes overlap: an image counts once.
-            if not bool(self._done[shard.positions].any()):
-                self._keep(path.name, shard)
 
     def _keep(self, name: str, shard: Shard) -> None:
         self._shards[name] = shard
@@ -268,12 +261,15 @@ def _write_shard(path: Path, shard: Shard) -> None:
     store.write_tensors(path, tensors, metadata)
 
 
-def _read_shard(path: Path, test: Dataset) -> Shard:
-    """Raises DamagedFile where it does not hold attacked images of these very positions."""
-    tensors, metadata = store.read_tensors(path)
+def _shard(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], test: Dataset
+) -> Shard:
+    """Return what a file of attacked images holds.
+
+    Raises:
+        DamagedFile: evidence and trace do not fit the images, or the images do not fit the test set.
+    """
     try:
-        if metadata["generation"] != path.parent.name:
-            raise ValueError("it is a batch of another attack")
         evidence = {
             field.name: tensors[f"evidence.{field.name}"] for field in dataclasses.fields(Evidence)
         }
@@ -308,14 +304,9 @@ def _asked(tensors: dict[str, Tensor], places: str) -> tuple[Question, ...]:
 
 
 def _check_shard(shard: Shard, test: Dataset) -> None:
-    """Raises ValueError where counts, shapes or types do not fit."""
-    positions, count = shard.positions, len(shard.positions)
-    if positions.dtype != torch.int64 or positions.ndim != 1 or not count:
-        raise ValueError("its positions are no list of integers")
-    inside = int(positions.min()) >= 0 and int(positions.max()) < len(test)
-    if not inside or len(set(positions.tolist())) != count:
-        raise ValueError("its positions are not those of the test images")
-    if shard.images.dtype != torch.float32 or shard.images.shape != (count, *test.shape):
+    """Raise ValueError where counts, shapes or types do not fit."""
+    count = len(shard.positions)
+    if shard.images.shape != (count, *test.shape):
         raise ValueError(f"its images are {shard.images.dtype}, {tuple(shard.images.shape)}")
     seen = [getattr(shard.evidence, field.name) for field in dataclasses.fields(Evidence)]
     if any(value.shape != (count,) for value in seen):

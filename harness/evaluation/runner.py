@@ -150,6 +150,8 @@ class Runner:
             StoreError: the results folder cannot be read or written; what is done is kept.
         """
         plans = [plan(cell, self.workshop) for cell in cells]
+        if self.announces:
+            self._warn(cells)
         # Cells of one trained model run together, so that it is trained and loaded once.
         groups: dict[bytes, list[Plan]] = {}
         for each in plans:
@@ -157,9 +159,7 @@ class Runner:
         pending = list({each.key: each for group in groups.values() for each in group}.values())
         if self.announces:
             self._announce(pending)
-        missing = [
-            each for each in pending if not self.store.json_path("records", each.key).exists()
-        ]
+        missing = [each for each in pending if not self.store.has("records", each.key)]
         results = self.executor.run(missing, self) if missing else {}
         results |= self.work([each for each in pending if each.key not in results])
         if self.announces:
@@ -188,6 +188,13 @@ class Runner:
                 time.sleep(_PAUSE)
             pending = waiting
         return results
+
+    def _warn(self, cells: Sequence[Cell]) -> None:
+        """Say once of each ball that it holds every image."""
+        balls = {cell.target.dataset: cell.threat for cell in cells}
+        for dataset, threat in balls.items():
+            if line := threat.doubt(self.workshop.dataset(dataset, "test").shape):
+                self.workshop.reporter.say(line)
 
     def _announce(self, plans: Sequence[Plan]) -> None:
         """What is set out to do, for `harness status`."""
@@ -223,7 +230,10 @@ class Runner:
         """
         try:
             return work()
-        except (Interrupted, Busy, store.StoreError):
+        except Busy:
+            log.now_and_then("cell waits", "for what another run is at")
+            raise
+        except (Interrupted, store.StoreError):
             raise
         except store.DamagedFile as error:
             line = self.workshop.mend(error)
@@ -246,7 +256,7 @@ class Runner:
         record = self.store.read_json("records", current.key, Record)
         if record is not None:
             return record
-        log.event("cell started", f"{current.cell.attack} on {current.cell.target.label}")
+        log.now_and_then("cell started", f"{current.cell.attack} on {current.cell.target.label}")
         before = time.monotonic()
         record = self._measure(current)
         log.event("cell done", seconds=time.monotonic() - before)

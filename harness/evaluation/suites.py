@@ -74,7 +74,10 @@ def expand(
         wanted = threat.norm in row.get("norms", ("linf", "l2"))
         if not wanted or not all(holds.get(each, False) for each in row.get("when", ())):
             continue
-        ball = dataclasses.replace(threat, epsilon=_radius(row.get("radius"), threat.epsilon))
+        radius = _radius(row.get("radius"), threat.epsilon)
+        if threat.norm == "linf":
+            radius = min(radius, 1.0)  # all there is
+        ball = dataclasses.replace(threat, epsilon=radius)
         asked = dict(overrides or {})
         spec, scaled = _fitted(row, ball, asked, holds["randomised"], scale)
         entries.append(

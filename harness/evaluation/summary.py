@@ -148,7 +148,10 @@ def record(
         notes=_notes(cell, defense),
         looks={name: int(((scored.looks & bit) != 0).sum()) for name, bit in LOOKS.items()},
         invalid=tuple(scored.ids[scored.invalid != 0].tolist()),
-        made=provenance.made(str(device), torch.get_num_threads()),
+        made={
+            **provenance.made(str(device), torch.get_num_threads()),
+            **defense.computed_by(str(device)),
+        },
     )
     changed = any(shard.changed for shard in shards)
     return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))

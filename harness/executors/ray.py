@@ -23,7 +23,7 @@ from harness.evaluation.runner import Plan, Runner
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
 from harness.results.records import Failure, Record
-from harness.storage import log, remote
+from harness.storage import log
 from harness.storage.store import TEMPORARY, StoreError, remove, write_atomic
 from harness.targets import own_models
 from harness.targets.training import Interrupted
@@ -73,7 +73,7 @@ class Cluster:
         return Place(
             results=str(store.results.resolve()),
             cache=str(store.cache.resolve()),
-            store=store.url if isinstance(store, remote.RemoteStore) else None,
+            store=store.url,
             witness=str(witness.resolve()),
             data_dir=None if data_dir is None else str(data_dir.resolve()),
             folder=os.getcwd(),
@@ -232,8 +232,7 @@ class _Drive:
         if outcome.failure is not None:
             store.write_json("failures", current.key, outcome.failure)
             return outcome.failure
-        if isinstance(store, remote.RemoteStore):
-            store.refresh()
+        store.refresh()
         store.remove("failures", current.key)
         record = store.read_json("records", current.key, Record) or outcome.record
         assert record is not None

@@ -92,7 +92,7 @@ def work(place: Place, step: Step, *before: Outcome) -> Outcome:
         with (
             log.to(lines if place.logs else None),
             _obeying(runner.workshop.stop),
-            remote.publishing(runner.store),
+            runner.store.publishing(),
         ):
             result = _step(runner, step, failed)
     except Interrupted:
@@ -110,9 +110,8 @@ def work(place: Place, step: Step, *before: Outcome) -> Outcome:
 
 def _step(runner: Runner, step: Step, failed: Failure | None) -> Record | Failure | None:
     workshop = runner.workshop
-    if isinstance(runner.store, remote.RemoteStore):
-        runner.store.refresh()
-        runner.store.noticed = workshop.damage.append
+    runner.store.refresh()
+    runner.store.noticed = workshop.damage.append
     current = plan(step.cell, workshop)
     if current.key != step.key:
         raise StoreError(

@@ -72,7 +72,7 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
     if prepare:
         store.prepare()
     names = _devices(options)
-    with _signals() as stop, log.to(options.log), remote.publishing(store):
+    with _signals() as stop, log.to(options.log), store.publishing():
         workshop = Workshop(
             store=store,
             device=devices.choose(names[0]),
@@ -80,8 +80,7 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
             stop=stop,
             data_dir=options.data_dir,
         )
-        if isinstance(store, remote.RemoteStore):
-            store.noticed = workshop.notice
+        store.noticed = workshop.notice
         runner = Runner(
             workshop=workshop, batch_size=options.batch_size, executor=_executor(options, names)
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -22,9 +22,10 @@ from harness.results.records import Failure, Record
 from harness.results.statistics import in_percent, wilson
 from harness.results.tables import Loaded, load
 from harness.storage import keys
-from harness.storage.store import Store
+from harness.storage.store import DamagedFile, Store
 
 CELLS = "cells"
+T = TypeVar("T")
 """Folder of the results that says which record answers a cell: one record may answer cells that are
 spelled differently, and older records of a cell may lie beside the one that counts."""
 
@@ -79,6 +80,8 @@ class Results:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.loaded: Loaded = load(store)
+        self.damage = list(self.loaded.damage)
+        """A line for each file that was passed over because it is damaged, or none of the store's."""
         self.flags = {record.key: record.flags for record in self.loaded.records}
         self.records = {record.key: record for record in self.loaded.records}
         self.failures = {failure.key: failure for failure in self.loaded.failures}
@@ -93,13 +96,23 @@ class Results:
     def find(self, cell: Cell) -> Record | Failure | None:
         """What was found for a cell."""
         name = cell_name(cell)
-        key = self.store.read_json(CELLS, name, str)
+        key = self.read(CELLS, name, str)
         candidates = [key] if key is not None else self._cells.get(name, [])
         records = [self.records[each] for each in candidates if each in self.records]
         if records:
             return max(records, key=self._age)
         failures = [self.failures[each] for each in candidates if each in self.failures]
         return max(failures, key=lambda failure: failure.key) if failures else None
+
+    def read(self, folder: str, name: str, kind: type[T]) -> T | None:
+        """Return a value of the results folder; None, with a line in `damage`, where it is damaged."""
+        try:
+            return self.store.read_json(folder, name, kind)
+        except DamagedFile as error:
+            line = f"{error.path} is damaged: {error.reason}"
+            if line not in self.damage:
+                self.damage.append(line)
+            return None
 
     def _age(self, record: Record) -> tuple[str, str]:
         timing = self.loaded.timings.get(record.key)

@@ -71,10 +71,8 @@ def remember(tables: Sequence[Protocol], profile: Profile, store: Store) -> None
         store.write_json(REPRODUCED, table.name, Reproduced(protocol=table, profile=profile))
 
 
-def reproduced(store: Store) -> list[Reproduced]:
-    """Return all that was reproduced into a folder: the paper's tables first, then its figures."""
-    found = [store.read_json(REPRODUCED, name, Reproduced) for name in store.names(REPRODUCED)]
-    return sorted(
-        (each for each in found if each is not None),
-        key=lambda each: protocol.order(each.protocol.name),
-    )
+def reproduced(store: Store) -> tuple[list[Reproduced], list[str]]:
+    """Return all that was reproduced into a results folder, the paper's tables first, then its figures; and
+    a line for each file that is damaged."""
+    found, damage = store.read_all(REPRODUCED, Reproduced)
+    return sorted(found.values(), key=lambda each: protocol.order(each.protocol.name)), damage

@@ -144,7 +144,7 @@ def show_plan(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failur
     missing = []
     click.echo(f"profile {job.profile.name}: {job.profile.summary} ({job.profile.budget})")
     for each in ready:
-        state = "there" if store.json_path("records", each.key).exists() else "missing"
+        state = "there" if store.has("records", each.key) else "missing"
         if state == "missing":
             missing.append(each)
         cell = each.cell

@@ -58,7 +58,9 @@ def write(results: Path, output: Path | None) -> Path:
 def page(folder: Store) -> str:
     """The page as text. The same records give the same text."""
     results = Results(folder)
-    parts = [_part(each, results) for each in reproduced(folder)]
+    protocols, damage = reproduced(folder)
+    parts = [_part(each, results) for each in protocols]
+    gallery = _gallery(results)
     claims = [claim for part in parts for claim in part.claims]
     claims.sort(
         key=lambda claim: ("fell", "holds", "untested", "unknown").index(claim.verdict.state)
@@ -82,7 +84,8 @@ def page(folder: Store) -> str:
         failures=sorted(results.loaded.failures, key=lambda each: each.key),
         flag_counts=_flags(results),
         explanations=audit.EXPLANATIONS,
-        gallery=_gallery(folder, results),
+        gallery=gallery,
+        damage=[*damage, *results.damage],
         total=duration(seconds),
         commits=sorted({record.made.get("commit", "unknown") for record in records}),
         unknown=UNKNOWN,
@@ -321,8 +324,8 @@ def _training(record: Record) -> str:
     )
 
 
-def _gallery(folder: Store, results: Results) -> list[dict[str, Any]]:
-    gallery = folder.read_json(DATA, "gallery", Gallery)
+def _gallery(results: Results) -> list[dict[str, Any]]:
+    gallery = results.read(DATA, "gallery", Gallery)
     shelves = []
     for shelf in gallery.shelves if gallery else ():
         record = results.records.get(shelf.key)

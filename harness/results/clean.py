@@ -1,21 +1,56 @@
-"""`harness clean`: what could be deleted, and what it would cost to make again. Needs no torch."""
+"""Find what `harness clean` could delete, and what it would cost to make again. Needs no torch.
+
+Only regular files go that the store itself wrote, by their place, their name and what they say of
+themselves. Links are neither followed nor deleted.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from harness.results import status
 from harness.storage.progress import duration
-from harness.storage.store import DAMAGED, TEMPORARY, Store, files, header, remove
+from harness.storage.store import (
+    DAMAGED,
+    MARKER,
+    TEMPORARY,
+    DamagedFile,
+    Store,
+    header,
+    read_json,
+    remove,
+)
 from harness.types import HarnessError
 
 _OLD = 3600.0
 """Seconds after which a temporary file belongs to nobody who lives."""
+_TRIED = 20
+"""So many files without a mark are looked at before a folder counts as somebody else's."""
+_WRITTEN = (
+    *("records", "timings", "failures", "matrices", "progress", "scores", "leases", "checkpoints"),
+    *(
+        "estimates",
+        "audits",
+        "audit-sizes",
+        "cells",
+        "protocols",
+        "figure-data",
+        "tables",
+        "figures",
+    ),
+)
+"""The folders that the store and what builds on it write to."""
+_KEY = re.compile(r"[0-9a-f]{20}")
+_ASIDE = re.compile(rf".+{re.escape(DAMAGED)}[0-9a-f]{{6}}")
+_TEMPORARY = re.compile(
+    rf"\.(probe|now)\.[0-9a-f]{{8}}|\..+\.\d+\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +73,30 @@ class Kind:
     """Whether `--yes` alone deletes it: nothing is lost."""
 
 
+def _regular(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the files of a folder with this suffix, hidden ones too; no links, and nothing behind one."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.endswith(suffix)]
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that are named by a key; no links."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    named = [each for each in folder.iterdir() if _KEY.fullmatch(each.name)]
+    return sorted(each for each in named if each.is_dir() and not each.is_symlink())
+
+
 def _everywhere(store: Store) -> Iterator[Path]:
-    """All files of the store, none behind a link that leads out of it."""
+    """Yield all files of the folders that the store writes to, none behind a link."""
     for root in sorted({store.results, store.cache}):
-        for folder, folders, names in os.walk(root, followlinks=False):
-            folders.sort()
-            yield from (Path(folder) / name for name in sorted(names))
+        yield from (path for path in root.iterdir() if path.is_file() and not path.is_symlink())
+        for name in _WRITTEN:
+            yield from _regular(root / name)
+            for folder in _folders(root / name):
+                yield from _regular(folder)
 
 
 def _litter(path: Path, seconds: float | None = 0.0) -> Iterator[Litter]:
@@ -54,60 +107,77 @@ def _litter(path: Path, seconds: float | None = 0.0) -> Iterator[Litter]:
 
 
 def temporaries(store: Store) -> Iterator[Litter]:
+    """Yield old files that a run wrote for a moment."""
     for path in _everywhere(store):
-        ours = path.name.endswith(TEMPORARY) or path.name.startswith((".probe.", ".now."))
-        if path.name.startswith(".") and ours:
+        if _TEMPORARY.fullmatch(path.name):
             for litter in _litter(path):
                 if time.time() - path.lstat().st_mtime > _OLD:
                     yield litter
 
 
 def damaged(store: Store) -> Iterator[Litter]:
+    """Yield damaged files that were set aside."""
     for path in _everywhere(store):
-        if DAMAGED in path.name:
+        if _ASIDE.fullmatch(path.name):
             yield from _litter(path)
 
 
 def scores(store: Store) -> Iterator[Litter]:
-    """Scored batches of cells that have their record."""
+    """Yield scored batches of cells that have their record."""
     for folder in _folders(store.results / "scores"):
-        if store.json_path("records", folder.name).exists():
-            for path in files(folder, ".safetensors"):
-                yield from _litter(path)
+        if store.has("records", folder.name):
+            for path in _regular(folder, ".safetensors"):
+                if _states(path, "cell", folder.name):
+                    yield from _litter(path)
 
 
 def failures(store: Store) -> Iterator[Litter]:
-    for path in files(store.results / "failures", ".json"):
-        yield from _litter(path)
+    """Yield why cells have no number."""
+    for path in _regular(store.results / "failures", ".json"):
+        if is_written(path):
+            yield from _litter(path)
 
 
 def attacked(store: Store) -> Iterator[Litter]:
+    """Yield batches of attacked images."""
     for folder in _folders(store.results / "progress"):
-        for path in files(folder, ".safetensors"):
-            yield from _litter(path, _stated(path))
+        for path in _regular(folder, ".safetensors"):
+            if _states(path, "generation", folder.name):
+                yield from _litter(path, _seconds(path))
 
 
 def states(store: Store) -> Iterator[Litter]:
-    for path in files(store.cache / "checkpoints", ".state"):
-        yield from _litter(path, _stated(path))
+    """Yield the states of unfinished trainings."""
+    for path in _regular(store.cache / "checkpoints", ".state"):
+        if _states(path, "training", path.stem):
+            yield from _litter(path, _seconds(path))
 
 
 def checkpoints(store: Store) -> Iterator[Litter]:
-    for path in files(store.cache / "checkpoints", ".safetensors"):
+    """Yield trained weights, each with its log."""
+    for path in _regular(store.cache / "checkpoints", ".safetensors"):
+        if not _states(path, "key", path.stem):
+            continue
         log = path.with_suffix(".training.json")
-        yield from _litter(path, _logged(log))
-        if log.exists():
+        told = _log(log)
+        yield from _litter(path, told.get("seconds"))
+        if told.get("key") == path.stem:
             yield from _litter(log)
 
 
 def estimates(store: Store) -> Iterator[Litter]:
+    """Yield the fixed training versions of images, and what was made of them so far."""
     folder = store.cache / "estimates"
-    for path in files(folder, ".bytes"):
-        yield from _litter(path, _logged(path.with_suffix(".json")))
-        yield from _litter(path.with_suffix(".json"))
-    for suffix in (".partial", ".position"):
-        for path in files(folder, suffix):
-            yield from _litter(path, None)
+    for path in _regular(folder, ".bytes"):
+        told = _log(path.with_suffix(".json"))
+        if {"sha256", "shape"} <= told.keys() and _KEY.fullmatch(path.stem):
+            yield from _litter(path, told.get("seconds"))
+            yield from _litter(path.with_suffix(".json"))
+    for path in _regular(folder, ".position"):
+        if is_written(path, keyed=False) and _KEY.fullmatch(path.stem):
+            for each in (path, path.with_suffix(".partial")):
+                if each in _regular(folder):
+                    yield from _litter(each, None)
 
 
 KINDS = (
@@ -123,14 +193,21 @@ KINDS = (
 
 
 def run(store: Store, chosen: tuple[str, ...], *, yes: bool) -> list[str]:
-    """What is there, or with `yes` what was deleted: a line for each kind.
+    """Return what is there, or with `yes` what was deleted: a line for each kind.
 
     Raises:
-        HarnessError: no such folder; or a run is under way that works on what was chosen.
+        HarnessError: no such folder, or one that the harness did not make; or a run is under way that works
+            on what was chosen.
         StoreError: a file cannot be deleted.
     """
-    if not store.results.is_dir():
-        raise HarnessError(f"no folder {store.results}: name it with --results")
+    for folder in dict.fromkeys((store.results, store.cache)):
+        if not folder.is_dir():
+            raise HarnessError(f"no folder {folder}: name it with --results (and --cache)")
+        if not is_results_folder(folder):
+            raise HarnessError(
+                f"{folder} is no results folder: it has neither the mark {MARKER} nor records that the "
+                "harness wrote, so nothing in it is touched. Name another with --results (and --cache)"
+            )
     names = [kind.name for kind in KINDS]
     for name in chosen:
         if name not in names:
@@ -158,6 +235,25 @@ def run(store: Store, chosen: tuple[str, ...], *, yes: bool) -> list[str]:
     return told
 
 
+def is_results_folder(folder: Path) -> bool:
+    """Return whether the harness made a folder: by its mark, or by a record or weights that it wrote."""
+    marker = folder / MARKER
+    if marker.is_file() and not marker.is_symlink():
+        return True
+    records = _regular(folder / "records", ".json")[:_TRIED]
+    weights = _regular(folder / "checkpoints", ".safetensors")[:_TRIED]
+    return any(map(is_written, records)) or any(_states(path, "key", path.stem) for path in weights)
+
+
+def is_written(path: Path, *, keyed: bool = True) -> bool:
+    """Return whether a JSON file is whole, and under the name that it was written with."""
+    try:
+        value = read_json(path, path.read_bytes(), dict[str, object])
+    except (OSError, DamagedFile):
+        return False
+    return not keyed or value.get("key") == path.stem
+
+
 def _sizes(found: list[Litter]) -> str:
     if not found:
         return "none"
@@ -169,26 +265,36 @@ def _sizes(found: list[Litter]) -> str:
     return f"{len(found)} files, {megabytes:.1f} MB, {cost}{more}"
 
 
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
+def _states(path: Path, field: str, own: str) -> bool:
+    """Return whether a tensor file says in its header that it belongs to `own`."""
+    return _header(path).get(field) == own
 
 
-def _stated(path: Path) -> float | None:
-    """The seconds in a tensor file's header."""
+def _seconds(path: Path) -> float | None:
+    """Return the seconds in a tensor file's header; None where there are none."""
+    try:
+        return float.fromhex(_header(path)["seconds"])
+    except (ValueError, KeyError):
+        return None
+
+
+def _header(path: Path) -> dict[str, str]:
+    """Return the metadata of a tensor file; none where it is no such file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(start := file.read(8), "little")
             content = start + file.read(min(length, 1 << 26))
-        return float.fromhex(header(content)["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None
+        return header(content)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
-def _logged(path: Path) -> float | None:
-    """The seconds in the log beside a file."""
+def _log(path: Path) -> dict[str, Any]:
+    """Return the log beside a file; nothing where there is none, or a link."""
     try:
-        return float(json.loads(path.read_bytes())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = json.loads(path.read_bytes()) if not path.is_symlink() else {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    return {k: v for k, v in told.items() if k != "seconds" or isinstance(v, int | float)}

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from harness.results import tables
 from harness.results.records import Record, Timing
 from harness.storage.store import Store
-from harness.types import HarnessError
+from harness.types import DamageError, HarnessError
 
 if TYPE_CHECKING:
     import pandas
 
 
 def of_records(records: Sequence[Record], timings: Mapping[str, Timing]) -> pandas.DataFrame:
-    """A row for each record, in the columns of `harness table --format csv`."""
+    """Return a row for each record, in the columns of `harness table --format csv`."""
     import pandas
 
     return pandas.DataFrame([tables.flat(record, timings.get(record.key)) for record in records])
 
 
 def load(results: str | Path = "results/runs") -> pandas.DataFrame:
-    """All records of a results folder as a frame.
+    """Return all records of a results folder as a frame.
 
     Raises:
         HarnessError: there are none. DamageError: one is damaged.
@@ -32,11 +32,13 @@ def load(results: str | Path = "results/runs") -> pandas.DataFrame:
     if not (folder / "records").is_dir():
         raise HarnessError(f"no records in {folder}: `harness run` makes some")
     loaded = tables.load(Store(folder))
+    if loaded.damage:  # a frame has no place to say that rows are missing
+        raise DamageError("; ".join(loaded.damage))
     return of_records(loaded.records, loaded.timings)
 
 
 def write(frame: pandas.DataFrame, path: str | Path) -> Path:
-    """A frame as .csv, .parquet or .json.
+    """Write a frame as .csv, .parquet or .json.
 
     Raises:
         HarnessError: another suffix, or parquet without pyarrow.
@@ -59,7 +61,7 @@ def write(frame: pandas.DataFrame, path: str | Path) -> Path:
 
 
 def to_tensorboard(records: Sequence[Record], folder: str | Path) -> None:
-    """Robust accuracy by attack step, and the final numbers, as TensorBoard events: one run a record.
+    """Write robust accuracy by attack step, and the final numbers, as TensorBoard events: one run a record.
 
     Raises:
         HarnessError: tensorboard is not installed.

@@ -22,7 +22,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the sign test on `more` against `fewer`: with one draw each, McNemar's test.
+        """Return the two-sided p-value of the sign test on `more` against `fewer` (one draw each: McNemar).
 
         If neither attack is the stronger, an image on which they differ is as likely to be in `more`
         as in `fewer`; images, not draws, are the independent units.
@@ -32,23 +32,23 @@ class Comparison:
 
 @functools.lru_cache(maxsize=4096)
 def right_counts(outcomes: tuple[str, ...], count: int) -> tuple[int, ...]:
-    """(n,) in how many draws each image was right, from packed outcomes, one text a draw."""
+    """Return (n,) in how many draws each image was right, from packed outcomes, one text a draw."""
     rows = [unpack(row, count) for row in outcomes]
     return tuple(sum(column) for column in zip(*rows, strict=True))
 
 
 def shares(outcomes: tuple[str, ...], count: int) -> list[float]:
-    """(n,) the share of the draws in which each image was right, from packed outcomes."""
+    """Return (n,) the share of the draws in which each image was right, from packed outcomes."""
     return [right / len(outcomes) for right in right_counts(outcomes, count)]
 
 
 def comparable(first: Record, second: Record) -> bool:
-    """Whether both were scored on the same images, in the same order."""
+    """Return whether both were scored on the same images, in the same order."""
     return first.ids == second.ids and first.count == second.count > 0
 
 
 def compare(first: Record, second: Record) -> Comparison:
-    """`first` against `second`.
+    """Compare `first` with `second`.
 
     Raises:
         ValueError: they are of different images.

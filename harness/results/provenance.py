@@ -14,7 +14,7 @@ import harness
 
 @functools.cache
 def commit() -> str:
-    """The commit of the harness's own checkout, with `+` where files differ from it; `installed` for a
+    """Return the commit of the harness's own checkout, with `+` where files differ from it; `installed` for a
     wheel."""
     folder = Path(__file__).parent
     try:
@@ -36,7 +36,7 @@ def _git(folder: Path, *words: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python, the harness, the libraries that compute, and the attack libraries that are installed."""
+    """Return the versions of Python, the harness, and the libraries that compute or attack."""
     found = {"python": platform.python_version(), "harness": harness.__version__}
     guests = ("foolbox", "torchattacks", "adversarial-robustness-toolbox", "pyautoattack")
     for package in ("torch", "torchvision", "numpy", *guests):
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def made(device: str, threads: int) -> dict[str, str]:
-    """What a record states of its making."""
+    """Return what a record states of its making."""
     import torch
 
     name = device

@@ -13,14 +13,14 @@ from harness.types import Access
 
 
 def pack(bits: Sequence[bool]) -> str:
-    """Outcomes as text: base64 of one bit each, first image in the highest bit."""
+    """Return outcomes as text: base64 of one bit each, first image in the highest bit."""
     import numpy as np
 
     return base64.b64encode(np.packbits(np.asarray(bits, dtype=bool)).tobytes()).decode()
 
 
 def unpack(text: str, count: int) -> list[bool]:
-    """The inverse of `pack` for `count` outcomes.
+    """Return the inverse of `pack` for `count` outcomes.
 
     Raises:
         ValueError: the text holds fewer.
@@ -50,7 +50,7 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `mean`, images taken as the independent units."""
+        """Return 95 % Wilson interval of `mean`, images taken as the independent units."""
         return wilson(self.mean * self.count, self.count)
 
 

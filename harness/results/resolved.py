@@ -20,11 +20,11 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     parameters: Mapping[str, object]
-    """Every field, defaults included, as JSON values."""
+    """Every field, defaults included, as JSON values; an attack inside it is resolved in the same way."""
     code: str
     """Digest of the code that it runs."""
-    inner_code: str = ""
-    """Digest of the code of the attack inside it, where it wraps one."""
+    kind: str = ""
+    """The class of an attack or a defense: two of one file share their code, not their key."""
 
 
 class DatasetVersion(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ Z_95 = 1.959963984540054
 
 
 def wilson(successes: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927). `successes` may be a mean over draws of each of
+    """Return the 95 % interval of a proportion (Wilson 1927). `successes` may be a mean over draws of each of
     `count` independent images: the interval is then wider than needed, never narrower. (SciPy's
     `binomtest` takes whole numbers alone.)
 
@@ -26,7 +26,7 @@ def wilson(successes: float, count: int) -> tuple[float, float]:
 
 
 def in_percent(share: float, interval: tuple[float, float]) -> str:
-    """`41.2 [38.2, 44.3]`"""
+    """Return a share and its interval as `41.2 [38.2, 44.3]`."""
     low, high = interval
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -40,7 +40,7 @@ def fisher(first: int, first_count: int, second: int, second_count: int) -> floa
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test (1947): `only_first` images are right in the first
+    """Return the exact two-sided p-value of McNemar's test (1947): `only_first` images are right in the first
     cell alone, `only_second` in the second alone. 1 where the cells agree on every image."""
     from scipy.special import bdtr  # takes a third of a second to import
 

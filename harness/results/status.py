@@ -11,8 +11,8 @@ from harness.cells.matrix import FOLDER, Matrix, Planned
 from harness.results.records import Failure, Timing
 from harness.storage.leases import Holding, Leases
 from harness.storage.progress import duration
-from harness.storage.store import Store, files
-from harness.types import HarnessError
+from harness.storage.store import DamagedFile, Store, files
+from harness.types import DamageError, HarnessError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class State:
 
 
 def holdings(store: Store) -> list[Holding]:
-    """The leases of the folder, and of a cache elsewhere."""
+    """Return the leases of the folder, and of a cache elsewhere."""
     return [
         holding
         for folder in sorted({store.results, store.cache})
@@ -35,15 +35,34 @@ def holdings(store: Store) -> list[Holding]:
 
 
 def state(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
-    """Where one cell stands.
+    """Return where one cell stands; a damaged file of it is named in the note."""
+    try:
+        return _stored(cell, store) or _unfinished(cell, store, alive)
+    except DamagedFile as error:
+        return State(
+            cell, "left", f"{error.path.parent.name}/{error.path.name} is damaged: {error.reason}"
+        )
+
+
+def _stored(cell: Planned, store: Store) -> State | None:
+    """Return the state of a cell that has its record; None where there is none.
 
     Raises:
-        DamageError: a timing or failure is damaged.
+        DamagedFile: the timing beside it is damaged.
     """
-    if store.json_path("records", cell.key).exists():
-        timing = store.read_json("timings", cell.key, Timing)
-        seconds = timing.seconds if timing else None
-        return State(cell, "done", "" if seconds is None else f"in {duration(seconds)}", seconds)
+    if not store.has("records", cell.key):
+        return None
+    timing = store.read_json("timings", cell.key, Timing)
+    seconds = timing.seconds if timing else None
+    return State(cell, "done", "" if seconds is None else f"in {duration(seconds)}", seconds)
+
+
+def _unfinished(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
+    """Return the state of a cell that has no record.
+
+    Raises:
+        DamagedFile: its failure is damaged.
+    """
     done = images_done(store.progress_folder(cell.generation))
     part = f"{done} of {cell.images} images" if done else ""
     own = (*(f"train-{key}" for key in cell.trainings), f"cell-{cell.key}")
@@ -58,23 +77,26 @@ def state(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
 
 
 def images_done(folder: Path) -> int:
-    """How many images of an attack are kept: the files' names say it."""
+    """Return how many images of an attack are kept: the files' names say it."""
     counts = (path.stem.partition("-")[2] for path in files(folder, ".safetensors"))
     return sum(int(count) for count in counts if count.isdecimal())
 
 
 def lines(store: Store) -> list[str]:
-    """What `harness status` prints: a line a run, and a line a cell of the newest and of those not complete.
+    """Return what `harness status` prints: a line a run, and a line a cell of the newest and of those not
+    complete; before them a line for each file that is damaged.
 
     Raises:
-        HarnessError: no run was ever started on this folder. DamageError: a file is damaged.
+        HarnessError: no run was ever started on this folder. DamageError: no file says which.
     """
-    matrices = [store.read_json(FOLDER, name, Matrix) for name in store.names(FOLDER)]
-    known = sorted((each for each in matrices if each is not None), key=lambda each: each.started)
+    matrices, damage = store.read_all(FOLDER, Matrix)
+    known = sorted(matrices.values(), key=lambda each: each.started)
+    if not known and damage:
+        raise DamageError("; ".join(damage))
     if not known:
         raise HarnessError(f"no run was started on {store.results}: name its folder with --results")
     alive = [holding for holding in holdings(store) if holding.alive]
-    found = []
+    found = list(damage)
     for each in known:
         states = [state(cell, store, alive) for cell in each.cells]
         told = _lines(each, states, len({str(holding.owner) for holding in alive}))

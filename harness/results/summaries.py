@@ -7,8 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness.results import flags as audit
-from harness.results import worst_case
+from harness.results import flags, worst_case
 from harness.results.audits import Audit
 from harness.results.records import Failure, Record, unpack
 from harness.storage import keys
@@ -17,11 +16,11 @@ from harness.storage import keys
 def flagged(
     results: Sequence[Record | Failure], audits: Iterable[Audit] = ()
 ) -> list[Record | Failure]:
-    """The results with the flags that other records and audits raise added to each record's own."""
-    found = audit.across([result for result in results if isinstance(result, Record)])
+    """Return the results with the flags that other records and audits raise added to each record's own."""
+    found = flags.across([result for result in results if isinstance(result, Record)])
     for each in audits:
-        for key, flags in each.flags.items():
-            for flag, reason in flags.items():
+        for key, raised in each.flags.items():
+            for flag, reason in raised.items():
                 if key in found:
                     found[key].setdefault(flag, reason)
     return [
@@ -33,12 +32,12 @@ def flagged(
 
 
 def all_flags(results: Iterable[Record | Failure]) -> set[str]:
-    """Every flag that some record has."""
+    """Return every flag that some record has."""
     return {flag for result in results if isinstance(result, Record) for flag in result.flags}
 
 
 def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
-    """A line for each target and ball that met several attacks."""
+    """Return a line for each target and ball that met several attacks."""
     records = [result for result in results if isinstance(result, Record)]
     lines = []
     for (_, threat), group in worst_case.groups(list({r.key: r for r in records}.values())).items():
@@ -73,7 +72,7 @@ class Spread:
 
 
 def spread(records: Sequence[Record]) -> Spread:
-    """Of records that differ in the seed alone.
+    """Return the spread of records that differ in the seed alone.
 
     Raises:
         ValueError: fewer than two.
@@ -99,7 +98,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
-    """A line for each cell that was run with several seeds."""
+    """Return a line for each cell that was run with several seeds."""
     groups: dict[str, dict[int, Record]] = {}
     for result in results:
         if isinstance(result, Record):
@@ -123,7 +122,7 @@ def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
 
 
 def worst_cases(records: Sequence[Record]) -> Mapping[str, worst_case.Worst]:
-    """By key: for each record of a group of several attacks, its worst case."""
+    """Return for each record of a group of several attacks, by its key, the worst case."""
     found = {}
     for group in worst_case.groups(records).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from harness.results import flags, summaries
@@ -24,7 +25,7 @@ def percent(share: float) -> str:
 
 
 def with_interval(record: Record) -> str:
-    """`41.2 [38.2, 44.3]`, in percent."""
+    """Return the robust accuracy as `41.2 [38.2, 44.3]`, in percent."""
     return in_percent(record.robust.mean, record.robust.interval)
 
 
@@ -35,26 +36,28 @@ class Loaded:
     records: list[Record]
     failures: list[Failure]
     timings: Mapping[str, Timing]
+    damage: tuple[str, ...] = ()
+    """A line for each file that was left out because it is damaged, or none of the store's."""
 
 
 def load(store: Store) -> Loaded:
-    """Every record, failure and timing, in the order of their keys.
+    """Return every record, failure and timing, in the order of their keys.
+
+    Files that are damaged, or none of the store's, are named in `damage` and left out.
 
     Raises:
-        DamageError: one of them is damaged.
+        StoreError: a folder cannot be read.
     """
-    records = [store.read_json("records", name, Record) for name in store.names("records")]
-    audits = [store.read_json("audits", name, Audit) for name in store.names("audits")]
-    doubted = summaries.flagged(
-        [record for record in records if record is not None],
-        [found for found in audits if found is not None],
-    )
-    failures = [store.read_json("failures", name, Failure) for name in store.names("failures")]
-    timings = [store.read_json("timings", name, Timing) for name in store.names("timings")]
+    records, damage = store.read_all("records", Record)
+    audits, more = store.read_all("audits", Audit)
+    failures, of_failures = store.read_all("failures", Failure)
+    timings, of_timings = store.read_all("timings", Timing)
+    doubted = summaries.flagged(list(records.values()), audits.values())
     return Loaded(
         [record for record in doubted if isinstance(record, Record)],
-        [failure for failure in failures if failure is not None],
-        {timing.key: timing for timing in timings if timing is not None},
+        list(failures.values()),
+        timings,
+        (*damage, *more, *of_failures, *of_timings),
     )
 
 
@@ -70,7 +73,7 @@ class Grid:
 
 
 def grid(loaded: Loaded) -> Grid:
-    """Every record and failure in its place."""
+    """Put every record and failure in its place."""
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
@@ -127,8 +130,8 @@ def _column(item: Record | Failure) -> str:
 
 
 def markdown(loaded: Loaded) -> str:
-    """A table a dataset, flags and failures explained below: a column for each attack, or a line for each
-    where they are many."""
+    """Return a table a dataset, flags and failures explained below: a column for each attack, or a line for
+    each where they are many."""
     found = grid(loaded)
     if not found.rows:
         return "No records here yet.\n"
@@ -155,7 +158,10 @@ def markdown(loaded: Loaded) -> str:
     caption = "Robust accuracy in percent, mean over the scoring draws [95 % Wilson interval]."
     if any(column.startswith(_WORST) for cells in found.rows.values() for column in cells):
         caption += " Worst case: each image under the worst of its row's attacks."
-    return "\n".join([*blocks, caption, *(f"  {note}" for note in found.notes)]) + "\n"
+    return (
+        "\n".join([*blocks, caption, *(f"  {escape_markdown(note)}" for note in found.notes)])
+        + "\n"
+    )
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -167,7 +173,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def csv(loaded: Loaded) -> str:
-    """One line a record, every number in full."""
+    """Return one line a record, every number in full."""
     import pandas
 
     rows = [flat(record, loaded.timings.get(record.key)) for record in loaded.records]
@@ -177,7 +183,7 @@ def csv(loaded: Loaded) -> str:
 
 
 def flat(record: Record, timing: Timing | None) -> dict[str, object]:
-    """A record as one row of plain values."""
+    """Return a record as one row of plain values."""
     cell, target = record.cell, record.cell.target
     low, high = record.robust.interval
     return {
@@ -213,12 +219,25 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
 
 
 def guarded(text: str) -> str:
-    """A CSV cell that no spreadsheet reads as a formula."""
+    """Return a CSV cell that no spreadsheet reads as a formula."""
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
+_MARKUP = re.compile(
+    r"[\\|`]|(?<=\])(?=[(\[:])|(?<=!)(?=\[)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|^(?=[#>+-] )"
+)
+"""What Markdown could read as more than text: an escape belongs before it. Underscores inside a word do
+nothing, and brackets alone make no link, so intervals and names of parameters stay readable."""
+
+
 def escape_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Return a text that Markdown shows as it stands: no markup, no HTML, no other line or column."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    plain = _MARKUP.sub(lambda found: f"\\{found[0]}", plain)
+    if plain.count("*") > 1:  # a single one marks a flag
+        plain = plain.replace("*", "\\*")
+    plain = re.sub(r"&(?=#?\w+;)", "&amp;", plain)
+    return plain.replace("<", "&lt;")
 
 
 def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
@@ -254,5 +273,5 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
 
 
 def _rate(value: float) -> str:
-    """Three digits, and no powers of ten."""
+    """Return a number as three digits, without powers of ten."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

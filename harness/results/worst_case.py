@@ -29,12 +29,12 @@ class Worst:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `mean`."""
+        """Return 95 % Wilson interval of `mean`."""
         return wilson(self.mean * self.count, self.count)
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Record]]:
-    """Records whose outcomes may be joined: of one target, one set of images and one ball."""
+    """Return records whose outcomes may be joined: of one target, one set of images and one ball."""
     found: dict[tuple[str, ThreatModel], list[Record]] = {}
     for record in records:
         place = (flags.target_key(record), record.cell.threat)
@@ -43,7 +43,7 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Reco
 
 
 def worst_case(records: Sequence[Record]) -> Worst:
-    """Of records of one target on the same images.
+    """Return the worst case of records of one target on the same images.
 
     Raises:
         ValueError: no records, or of different images or numbers of draws.
@@ -73,7 +73,7 @@ def worst_case(records: Sequence[Record]) -> Worst:
 
 
 def vote_outcomes(record: Record) -> list[bool]:
-    """(n,) whether each attacked image's vote is right; a strict majority in records that lack votes."""
+    """Return (n,) whether each attacked image's vote is right: a strict majority where no votes are kept."""
     if record.robust_votes:
         return unpack(record.robust_votes, record.count)
     rows = [unpack(row, record.count) for row in record.robust_outcomes]
@@ -81,7 +81,7 @@ def vote_outcomes(record: Record) -> list[bool]:
 
 
 def _split_minimum(rows: Sequence[Sequence[Sequence[bool]]], image: int) -> float:
-    """The share of draws in which one image is right under the attack that is its worst.
+    """Return the share of draws in which one image is right under the attack that is its worst.
 
     `rows[attack][draw][image]`. With one draw it is the plain minimum. With more, the even draws choose
     for the odd ones and the odd for the even; attacks that tie count alike.

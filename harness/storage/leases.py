@@ -99,7 +99,7 @@ class Leases:
         self._offset: float | None = None
 
     def take(self, name: str, note: str = "") -> Lease | None:
-        """The lease, or None where a living owner holds it, or two contend for it at this moment.
+        """Return the lease, or None where a living owner holds it, or two contend for it at this moment.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -139,7 +139,7 @@ class Leases:
         return None
 
     def holdings(self) -> list[Holding]:
-        """All leases in the folder, dead ones too."""
+        """Return all leases in the folder, dead ones too."""
         return [self._look(path) for path in files(self.folder, SUFFIX)]
 
     def sweep(self) -> None:
@@ -175,7 +175,7 @@ class Leases:
         return Holding(name=name, owner=owner, age=age, alive=alive)
 
     def _now(self) -> float:
-        """The file server's time."""
+        """Return the file server's time."""
         if self._offset is None:
             probe = self.folder / f".now.{secrets.token_hex(4)}"
             try:
@@ -224,7 +224,7 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _parse(content: bytes) -> Owner:
-    """The owner that a lease names; an unknown one where it was written by half."""
+    """Return the owner that a lease names; an unknown one where it was written by half."""
     try:
         return msgspec.json.decode(content, type=Owner)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -242,7 +242,7 @@ def _myself() -> Owner:
 
 
 def _machine() -> str:
-    """This boot of this machine and this process namespace; empty where the system does not tell."""
+    """Return this boot of this machine and this process namespace; empty where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -251,7 +251,7 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str:
-    """When a process of this machine started; empty where there is none (or it waits to be reaped)."""
+    """Return when a process of this machine started; empty where there is none (or it waits to be reaped)."""
     try:
         words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

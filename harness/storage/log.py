@@ -10,14 +10,19 @@ import contextlib
 import contextvars
 import datetime
 import json
+import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.storage.store import unwritable
 
 _sink: Callable[[str], object] | None = None
+_noted: dict[tuple[str | None, str, str], float] = {}
+EVERY = 60.0
+"""Seconds between two notes of one and the same waiting."""
 _cell: contextvars.ContextVar[str | None] = contextvars.ContextVar("cell", default=None)
 
 
@@ -40,9 +45,18 @@ def event(
     _sink(json.dumps({key: value for key, value in facts.items() if value is not None}) + "\n")
 
 
+def now_and_then(name: str, message: str = "") -> None:
+    """Note an event of which there may be many, at most once a minute for each cell and message."""
+    place = (_cell.get(), name, message)
+    now = time.monotonic()
+    if _sink is not None and now - _noted.get(place, -math.inf) >= EVERY:
+        _noted[place] = now
+        event(name, message)
+
+
 @contextlib.contextmanager
 def about(cell: str) -> Iterator[None]:
-    """All events of the block are about this cell."""
+    """Note all events of the block as about this cell."""
     token = _cell.set(cell)
     try:
         yield
@@ -73,10 +87,11 @@ def to(place: Path | list[str] | None) -> Iterator[None]:
             yield
         finally:
             _sink = before
+            _noted.clear()
 
 
 def copy(lines: list[str]) -> None:
-    """Events that another process sent into a list."""
+    """Copy events that another process sent into a list."""
     if _sink is not None:
         for line in lines:
             _sink(line)

@@ -24,7 +24,7 @@ class Reporter(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return a time as `8 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -161,7 +161,7 @@ class _Bar:
 
 
 def reporter(*, quiet: bool = False) -> Reporter:
-    """Bars where a person watches, lines where a log is kept."""
+    """Return bars where a person watches, lines where a log is kept."""
     if quiet:
         return Silent()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -13,9 +13,8 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ _WRONG = (store.DamagedFile, ValueError, KeyError, TypeError, AttributeError)
 
 
 def opened(results: Path, cache: Path | None, url: str | None) -> Store:
-    """The store in a folder, and on an object store where a URL is given.
+    """Return the store in a folder, and on an object store where a URL is given.
 
     Raises:
         HarnessError: a URL that cannot be served, with what to install.
@@ -40,28 +39,25 @@ def opened(results: Path, cache: Path | None, url: str | None) -> Store:
     return Store(results, cache) if url is None else RemoteStore(results, cache, url)
 
 
-def publishing(place: Store) -> contextlib.AbstractContextManager[None]:
-    """What is finished in the block is published: every now and then, and at its end."""
-    if isinstance(place, RemoteStore):
-        return place.publishing()
-    return contextlib.nullcontext()
-
-
 class RemoteStore(Store):
     """A folder, and behind it `url`: s3://bucket/prefix, file:///shared/folder, or another of fsspec's."""
 
     def __init__(self, results: Path, cache: Path | None, url: str) -> None:
         super().__init__(results, cache)
-        self.url = url.rstrip("/")
-        self.noticed: Callable[[str], object] = lambda line: print(line, file=sys.stderr)
-        """Told of each damaged object, a line each."""
-        self._system, self._root = _connect(self.url)
+        self._url = url.rstrip("/")
+        self._system, self._root = _connect(self._url)
         # A put of an object store is whole or not at all; of a folder it is not.
         self._renames = "file" in self._system.protocol
         self._there: dict[str, set[str]] = {}
         self._states: dict[str, int] = {}
 
+    @property
+    def url(self) -> str:
+        """Return the address of the object store."""
+        return self._url
+
     def prepare(self) -> None:
+        """Make the folders, and find out now whether they and the object store can be written."""
         super().prepare()
         probe = f"{self._root}/.probe.{secrets.token_hex(4)}"
         with self._reaching(probe):
@@ -76,13 +72,12 @@ class RemoteStore(Store):
 
     # --- where things lie, fetched first ------------------------------------------------------------
 
-    def json_path(self, folder: str, name: str) -> Path:
-        path = super().json_path(folder, name)
-        if folder == "records" and self._fetch(path):
-            self.json_path("timings", name)  # they belong together
-        elif folder == "timings":
-            self._fetch(path)
-        return path
+    def fetch(self, path: Path) -> None:
+        """Bring a record with its timing, or a timing, if it is there and not here."""
+        wanted = {"records": ("records", "timings"), "timings": ("timings",)}
+        for folder in wanted.get(path.parent.name, ()):
+            if not self._fetch(self.results / folder / path.name):
+                return
 
     def checkpoint_path(self, name: str) -> Path:
         path = super().checkpoint_path(name)
@@ -109,7 +104,7 @@ class RemoteStore(Store):
         return folder
 
     def _fetch(self, path: Path) -> bool:
-        """Whether the file is here, now that it was fetched if it was there. A damaged object is named,
+        """Fetch a file if it is there and not here; return whether it is here now. A damaged object is named,
         set aside, and not taken."""
         folder = self._name(path.parent)
         if path.exists():
@@ -151,7 +146,7 @@ class RemoteStore(Store):
         return folder.relative_to(base).as_posix()
 
     def _listing(self, folder: str) -> set[str]:
-        """The names that were in a folder of the object store when it was first asked for."""
+        """Return the names that were in a folder of the object store when it was first asked for."""
         if folder not in self._there:
             distant = f"{self._root}/{folder}"
             names: list[str] = []
@@ -208,7 +203,7 @@ class RemoteStore(Store):
             self._remove(f"scores/{path.stem}")  # they made the record
 
     def _put_all(self, folder: Path, suffix: str) -> list[Path]:
-        """The files that were new."""
+        """Return the files that were new."""
         there = self._listing(self._name(folder))
         new = []
         for path in store.files(folder, suffix):
@@ -251,7 +246,7 @@ class RemoteStore(Store):
 
     @contextlib.contextmanager
     def _reaching(self, what: str, *, missing_ok: bool = False) -> Iterator[None]:
-        """One kind of error for whatever a file system raises."""
+        """Raise one kind of error for whatever a file system raises."""
         try:
             yield
         except Exception as error:
@@ -283,7 +278,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
 
 def _check(content: Path, path: Path) -> None:
-    """Whether a file is what was written under the name of `path`.
+    """Check that a file is what was written under the name of `path`.
 
     Raises:
         one of _WRONG: it is not. FileNotFoundError: there is none.

@@ -14,7 +14,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged-"
+MARKER = ".harness-results"
+"""The file by which `harness clean` knows a folder that the store writes to."""
+_MARK = b"This folder is written by harness; `harness clean` deletes only in such folders.\n"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
@@ -50,7 +54,7 @@ class DamagedFile(DamageError):
 
 
 def damaged(path: Path, reason: object) -> DamagedFile:
-    """What to raise for a file that is not what was written."""
+    """Return what to raise for a file that is not what was written."""
     return DamagedFile(path, reason)
 
 
@@ -124,7 +128,7 @@ def remove(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:
-    """What to raise for a file that cannot be written."""
+    """Return what to raise for a file that cannot be written."""
     return StoreError(
         f"cannot write {path}: {_why(error)}. "
         "Free space there, or name another folder with --results"
@@ -136,7 +140,7 @@ def _why(error: OSError) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file of the store.
+    """Return the content of a file of the store.
 
     Raises:
         FileNotFoundError: there is none. StoreError: it cannot be read.
@@ -150,12 +154,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """What to raise for a file or folder that cannot be read."""
+    """Return what to raise for a file or folder that cannot be read."""
     return StoreError(f"cannot read {path}: {_why(error)}")
 
 
 def files(folder: Path, suffix: str) -> list[Path]:
-    """The finished files of a folder with this suffix, in order; none where there is no folder.
+    """Return the finished files of a folder with this suffix, in order; none where there is no folder.
 
     Raises:
         StoreError: it cannot be read.
@@ -175,7 +179,28 @@ class Store:
     def __init__(self, results: Path, cache: Path | None = None) -> None:
         self.results = results
         self.cache = cache or results
+        self.noticed: Callable[[str], object] = lambda line: print(line, file=sys.stderr)
+        """Told of each damaged file that was not taken, a line each."""
         self._prepared = False
+
+    # --- what a store that also lies elsewhere does more --------------------------------------------
+
+    @property
+    def url(self) -> str | None:
+        """Return the address under which the store also lies; None for a folder alone."""
+        return None
+
+    def refresh(self) -> None:
+        """Forget what lay elsewhere: others have published since."""
+
+    def publishing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which, and at whose end, what is finished is published."""
+        return contextlib.nullcontext()
+
+    def fetch(self, path: Path) -> None:
+        """Bring a JSON file from where the store also lies, if it is there and not here."""
+
+    # --- preparing ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make the folders, and find out now rather than after an hour that they cannot be written.
@@ -188,12 +213,14 @@ class Store:
             probe = folder / f".probe.{secrets.token_hex(4)}"
             write_atomic(probe, b"")
             remove(probe)
+            if not (folder / MARKER).exists():
+                write_atomic(folder / MARKER, _MARK)
         self._prepared = True
 
     # --- JSON: records, timings, failures ---------------------------------------------------------
 
     def json_path(self, folder: str, name: str) -> Path:
-        """Where a value lies.
+        """Return where a value lies, here; it need not be there.
 
         Raises:
             HarnessError: a name that could lead out of the folder.
@@ -205,6 +232,12 @@ class Store:
                 )
         return self.results / folder / f"{name}.json"
 
+    def has(self, folder: str, name: str) -> bool:
+        """Return whether there is such a value, here or where the store also lies (then it is fetched)."""
+        path = self.json_path(folder, name)
+        self.fetch(path)
+        return path.exists()
+
     def write_json(self, folder: str, name: str, value: Any) -> Path:
         path = self.json_path(folder, name)
         if not self._prepared:
@@ -213,13 +246,14 @@ class Store:
         return path
 
     def read_json(self, folder: str, name: str, kind: type[T]) -> T | None:
-        """The value, or None where there is no file.
+        """Return the value, or None where there is no file.
 
         Raises:
             DamageError: the file is not what was written, or was written under another name.
             StoreError: it cannot be read.
         """
         path = self.json_path(folder, name)
+        self.fetch(path)
         try:
             content = read_bytes(path)
         except FileNotFoundError:
@@ -231,12 +265,36 @@ class Store:
         return value
 
     def read_spare(self, folder: str, name: str, kind: type[T]) -> T | None:
-        """As `read_json`, for what its reader makes again at once: a damaged file is set aside."""
+        """Return as `read_json` does what its reader makes again at once: a damaged file is set aside."""
         try:
             return self.read_json(folder, name, kind)
         except DamagedFile as error:
             set_aside(error.path)
             return None
+
+    def read_all(self, folder: str, kind: type[T]) -> tuple[dict[str, T], list[str]]:
+        """Return every value of a folder by its name, and a line for each file that is none.
+
+        One damaged or foreign file hides no other.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        found: dict[str, T] = {}
+        problems: list[str] = []
+        for name in self.names(folder):
+            try:
+                value = self.read_json(folder, name, kind)
+            except DamagedFile as error:
+                problems.append(f"{error.path} is damaged: {error.reason}")
+            except HarnessError as error:  # a folder, a name that the store never gives
+                problems.append(
+                    f"{self.results / folder / name}.json is no file of the store: {error}"
+                )
+            else:
+                if value is not None:
+                    found[name] = value
+        return found, problems
 
     def names(self, folder: str, suffix: str = ".json") -> list[str]:
         return [path.name[: -len(suffix)] for path in files(self.results / folder, suffix)]
@@ -260,14 +318,14 @@ class Store:
 
 
 def render_json(value: Any) -> bytes:
-    """A value with the checksum of its canonical form."""
+    """Return a value with the checksum of its canonical form."""
     body = keys.canonical(value)
     digest = hashlib.sha256(body).hexdigest()
     return msgspec.json.format(b'{"sha256":"%b","value":%b}' % (digest.encode(), body)) + b"\n"
 
 
 def read_json(path: Path, content: bytes, kind: type[T]) -> T:
-    """The checked value of a JSON file of the store.
+    """Return the checked value of a JSON file of the store.
 
     Raises:
         DamagedFile: it is not what was written.
@@ -303,7 +361,7 @@ def _uint8() -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with a checksum over tensors and metadata in its header.
+    """Write a safetensors file with a checksum over tensors and metadata in its header.
 
     Raises:
         StoreError: it cannot be written.
@@ -316,7 +374,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """The same safetensors file, its header in order: the library's own order is that of a hash."""
+    """Return the same safetensors file, its header in order: the library's own order is that of a hash."""
     end = 8 + int.from_bytes(content[:8], "little")
     ordered = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     ordered += b" " * (-len(ordered) % 8)
@@ -324,7 +382,7 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `write_tensors` wrote. Never runs code.
+    """Return tensors and metadata of a file that `write_tensors` wrote. Never runs code.
 
     Raises:
         FileNotFoundError: there is none. StoreError: it cannot be read.
@@ -351,7 +409,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def header(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file.
+    """Return the metadata of a safetensors file.
 
     Raises:
         ValueError: it is none.

@@ -1,4 +1,4 @@
-"""Fixed training versions of every image, made once: n x N images on disk as bytes, resumable.
+"""Make fixed training versions of every image, once: n x N images on disk as bytes, resumable.
 
 The file grows from its start. It is written at stated places, not through a memory map: a full disk
 is then an error that can be told, not a signal that kills, and two runs that write the same file
@@ -40,7 +40,7 @@ class Estimates:
     ids: Tensor
 
     def versions(self, ids: Tensor, epoch: int) -> Tensor:
-        """(M, C, H, W) float32 in [0, 1]: each sample's versions take turns, epoch by epoch, starting
+        """Return (M, C, H, W) float32 in [0, 1]: each sample's versions take turns, epoch by epoch, starting
         anywhere, so that n epochs show every version once."""
         known, order = self._sorted
         rows = order[torch.searchsorted(known, ids.cpu())]
@@ -75,10 +75,11 @@ def obtain(
     stop: Stop,
     mend: Callable[[store.DamagedFile], object],
 ) -> Estimates:
-    """The stored versions, made where they are missing, from where an earlier run stopped.
+    """Return the stored versions, made where they are missing, from where an earlier run stopped.
 
     Eight bits a value: half a step of 1/255 is far below what estimation changes. A damaged file is
-    handed to `mend`, which sets it aside, and made anew.
+    handed to `mend`, which sets it aside, and made anew. Where another run finishes them under way (this
+    one was stopped for so long that its lease was taken over), its file is taken.
 
     Raises:
         Interrupted: what is made is kept. StoreError: the file cannot be read or written.
@@ -86,7 +87,7 @@ def obtain(
     count = defended.defense.estimates
     shape = (count, len(dataset), *dataset.shape)
     try:
-        if not _is_whole(path, shape, mend):
+        while not _is_whole(path, shape, mend):
             _make(path, shape, defended, dataset, seed, device, reporter, stop, mend)
         return Estimates(np.memmap(path, np.uint8, "r", shape=shape), dataset.ids)
     except OSError as error:
@@ -96,7 +97,7 @@ def obtain(
 def _is_whole(
     path: Path, shape: tuple[int, ...], mend: Callable[[store.DamagedFile], object]
 ) -> bool:
-    """Whether the finished file is there; a damaged one is set aside."""
+    """Return whether the finished file is there; a damaged one is set aside."""
     if not path.exists():
         return False
     try:
@@ -122,6 +123,7 @@ def _make(
     stop: Stop,
     mend: Callable[[store.DamagedFile], object],
 ) -> None:
+    """Make the file from where it stands; return early where another run has finished it."""
     partial, marker = path.with_suffix(".partial"), path.with_suffix(".position")
     path.parent.mkdir(exist_ok=True)
     image = int(np.prod(shape[2:]))
@@ -155,6 +157,8 @@ def _make(
             with torch.no_grad():
                 made = defended.training_transform(batch.images, draws, version=version)
             content = (made * 255).round().byte().cpu().numpy().tobytes()
+            if path.exists():  # what is open here is that very file: it is not written any more
+                return
             file.write(content)
             digest.update(content)
             done += 1
@@ -172,7 +176,11 @@ def _make(
     }
     # The index first: a finished file is never without it.
     store.write_atomic(path.with_suffix(".json"), json.dumps(summary).encode())
-    os.replace(partial, path)
+    try:
+        os.replace(partial, path)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
     store.remove(marker)
 
 
@@ -183,7 +191,7 @@ def _resume(
     ends: list[int],
     mend: Callable[[store.DamagedFile], object],
 ) -> tuple[int, float]:
-    """(chunks that are whole, seconds spent on them); what was not noted is made again."""
+    """Return (chunks that are whole, seconds spent on them); what was not noted is made again."""
     if not (partial.exists() and marker.exists()):
         return 0, 0.0
     try:
@@ -199,7 +207,7 @@ def _resume(
 
 
 def _hash(path: Path, length: int) -> hashlib._Hash:
-    """Over the first `length` bytes."""
+    """Return the running SHA-256 of the first `length` bytes."""
     digest = hashlib.sha256()
     if length:
         with open(path, "rb") as file:

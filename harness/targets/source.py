@@ -83,22 +83,30 @@ class TargetSource(abc.ABC):
 def resolve(plugin: Any, spec: Spec, *, without: tuple[str, ...] = ()) -> Plugin:
     """Return every parameter of a built plugin, defaults included, with the version of its code.
 
+    A field that is itself an attack or a defense (`transfer(pgd)`) is resolved in the same way, so that two
+    attacks that differ in what lies inside them never share a key.
+
     Args:
         plugin: an attack or a defense, or the function that builds a model.
         without: parameters that change nothing of what is asked for.
     """
+    made = isinstance(plugin, Attack | Defense)
     if dataclasses.is_dataclass(plugin) and not isinstance(plugin, type):
         parameters = dataclasses.asdict(plugin)
+        for field in dataclasses.fields(plugin):
+            value = getattr(plugin, field.name)
+            if isinstance(value, Attack | Defense):
+                inside = spec.inner or Spec(type(value).__qualname__)
+                parameters[field.name] = resolve(value, inside)
     else:
         parameters = dict(spec.parameters)
     if hasattr(plugin, "describe"):  # weights that came with a model: their digest, not their path
         parameters = plugin.describe(parameters)
-    inner = getattr(plugin, "inner", None)
     return Plugin(
         name=spec.name,
+        kind=type(plugin).__qualname__ if made else "",
         parameters=msgspec.to_builtins(
             {name: value for name, value in parameters.items() if name not in without}
         ),
-        code=keys.code_version(type(plugin) if isinstance(plugin, Attack | Defense) else plugin),
-        inner_code=keys.code_version(type(inner)) if isinstance(inner, Attack) else "",
+        code=keys.code_version(type(plugin) if made else plugin),
     )

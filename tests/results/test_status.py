@@ -80,7 +80,7 @@ def files(folder: Path) -> set[str]:
 def test_clean_shows_and_with_yes_deletes_what_nobody_misses(folder: Path) -> None:
     before = files(folder)
     aside = folder / "records" / "x.json.damaged-123456"
-    young, old = folder / "records" / ".y.json.1.ab.tmp", folder / "records" / ".z.json.1.ab.tmp"
+    young, old = (folder / "records" / f".{name}.json.1.0123abcd.tmp" for name in "yz")
     for path in (aside, young, old):
         path.write_text("x")
     os.utime(old, (time.time() - 7200, time.time() - 7200))

@@ -184,7 +184,7 @@ def test_a_damaged_object_is_named_set_aside_and_not_taken(
         "estimates": lambda: fresh.estimates_path(stem),
         "progress": lambda: fresh.progress_folder(key) / name.split("/")[2],
     }
-    path = ask.get(kind, lambda: fresh.json_path(part, stem))()
+    path = ask.get(kind, lambda: fresh.has(part, stem) or fresh.json_path(part, stem))()
     assert not path.exists()
     (line,) = noticed
     assert line.startswith(f"{url}/{name} is damaged: ")
@@ -308,5 +308,28 @@ def test_a_bucket_that_is_not_there_is_found_before_any_work(tmp_path: Path, url
 
 def test_no_store_is_an_ordinary_one(tmp_path: Path) -> None:
     assert type(remote.opened(tmp_path, None, None)) is store.Store
-    with remote.publishing(store.Store(tmp_path)), log.to(None):
+    with store.Store(tmp_path).publishing(), log.to(None):
         pass
+
+
+def test_a_path_downloads_nothing_and_a_question_does(tmp_path: Path) -> None:
+    url = (tmp_path / "there").as_uri()
+    one, two = (RemoteStore(tmp_path / name, None, url) for name in ("one", "two"))
+    for folder in ("records", "timings"):
+        one.write_json(folder, "key", {"key": "key"})
+    one.publish()
+    two.prepare()
+    assert not two.json_path("records", "key").exists()
+    assert not (tmp_path / "two" / "records").exists()
+    assert two.has("records", "key") and two.json_path("timings", "key").exists()
+    assert not two.has("records", "other") and not two.has("failures", "key")
+    assert two.read_json("records", "key", dict[str, str]) == {"key": "key"}
+
+
+def test_a_folder_alone_answers_as_a_mirrored_one(tmp_path: Path) -> None:
+    alone = store.Store(tmp_path)
+    alone.refresh()
+    assert alone.url is None and not alone.has("records", "key")
+    with alone.publishing():
+        alone.write_json("records", "key", {"key": "key"})
+    assert alone.has("records", "key")

@@ -47,7 +47,7 @@ def _stored(
     kind: type[Any],
     drawn: Callable[[Protocol, Any], Drawing],
 ) -> Drawing:
-    data = results.store.read_json(DATA, table.name, kind)
+    data = results.read(DATA, table.name, kind)
     if data is None:
         return empty(table, "not made yet: harness reproduce makes it")
     return drawn(table, data)

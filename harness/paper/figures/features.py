@@ -17,7 +17,7 @@ from harness.paper.measured import cell_name
 from harness.paper.protocol import Profile, Protocol
 from harness.random import Draws, Role
 from harness.results.records import Record
-from harness.storage import keys, store
+from harness.storage import batches, keys
 from harness.targets.defended import Defended
 from harness.targets.features import penultimate
 from harness.types import Batch, HarnessError
@@ -47,15 +47,8 @@ def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runn
 
 def attacked(current: Plan, runner: Runner) -> dict[int, Tensor]:
     """Return the stored images of a cell by position in the test set; empty where they were cleaned away."""
-    found: dict[int, Tensor] = {}
     folder = runner.store.progress_folder(current.generation_key)
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        try:
-            tensors, _ = store.read_tensors(path)
-        except (FileNotFoundError, HarnessError):
-            continue  # another run's business, or damage that `run` will mend
-        found |= dict(zip(tensors["positions"].tolist(), tensors["images"], strict=True))
-    return found
+    return batches.images(folder, current.resolved.limit)
 
 
 def _features(
