@@ -18,7 +18,7 @@ from harness.attacks.pgd import PGD
 from harness.geometry import TOLERANCE, norms
 from harness.types import Batch, HarnessError, ThreatModel
 
-from .conftest import Noisy, Plain, Rounding, accuracy, attacked, draws_of, view_of
+from .conftest import Noisy, Plain, Rounding, accuracy, attacked, draws_of, places, view_of
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(epsilon=0.5, norm="l2")
 
@@ -156,16 +156,13 @@ def test_restarts_are_never_worse(digits, keep, threat):
 
 def test_steps_and_restarts_never_share_a_draw(some_digits, monkeypatch):
     model, batch = some_digits
-    seen = []
-    monkeypatch.setattr(
-        Noisy, "transform", lambda self, images, draws, *_: seen.append(draws) or images
-    )
+    seen = places(monkeypatch)
     attack = PGD(steps=3, restarts=2, eot=2, keep="best")
     attacked(attack, model, batch, LINF, Noisy())
-    places = [(draws.step, draws.draw) for draws in seen]
+    met = [(draws.step, draws.draw) for draws in seen]
     # Only the choice among restarts looks at one draw twice: at the same one for every candidate.
-    assert len(places) - len(set(places)) == 2
-    assert {step for step, _ in places} == set(range(9))
+    assert len(met) - len(set(met)) == 2
+    assert {step for step, _ in met} == set(range(9))
 
 
 def test_eot_finds_the_mean_gradient():
