@@ -140,3 +140,17 @@ def digits() -> tuple[nn.Module, Batch]:
 def some_digits(digits: tuple[nn.Module, Batch]) -> tuple[nn.Module, Batch]:
     model, batch = digits
     return model, batch[:40]
+
+
+def places(monkeypatch) -> list[Draws]:
+    """The draws under which the defense `Noisy` is asked from now on; its images stay as they are."""
+    seen: list[Draws] = []
+    hidden = Defended._inference_draws
+
+    def noted(self: Defended, images: Tensor, draws: Draws) -> OpaqueDraws:
+        seen.append(draws)
+        return hidden(self, images, draws)
+
+    monkeypatch.setattr(Defended, "_inference_draws", noted)
+    monkeypatch.setattr(Noisy, "transform", lambda self, images, draws, *_: images)
+    return seen

@@ -18,7 +18,7 @@ from harness.attacks.pgd import PGD
 from harness.geometry import TOLERANCE, norms
 from harness.types import Batch, HarnessError, ThreatModel
 
-from .conftest import Noisy, Plain, Rounding, accuracy, attacked, draws_of, view_of
+from .conftest import Noisy, Plain, Rounding, accuracy, attacked, draws_of, places, view_of
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(epsilon=0.5, norm="l2")
 
@@ -156,21 +156,18 @@ def test_restarts_are_never_worse(digits, keep, threat):
 
 def test_steps_and_restarts_never_share_a_draw(some_digits, monkeypatch):
     model, batch = some_digits
-    seen = []
+    seen = places(monkeypatch)
     view = view_of(model, batch, LINF, Noisy())
     monkeypatch.setattr(view, "_probe_pixels", lambda *_: None)
-    monkeypatch.setattr(
-        Noisy, "transform", lambda self, images, draws, *_: seen.append(draws) or images
-    )
     attack = PGD(steps=3, restarts=2, eot=2, keep="best", looks=4, snapshot_steps=())
     attack.perturb(view, batch, LINF, draws_of(batch))
-    places = [(draws.step, draws.draw) for draws in seen]
-    steps = [place for place in places if place[0] >= 0]
+    met = [(draws.step, draws.draw) for draws in seen]
+    steps = [place for place in met if place[0] >= 0]
     assert sorted(steps) == [(step, draw) for step in (0, 1, 2, 4, 5, 6) for draw in (0, 1)]
     # Candidates alone meet the same draws: of each ascent its likeliest, its last and its result.
-    compared = [place for place in places if place[0] < 0]
+    compared = [place for place in met if place[0] < 0]
     assert sorted(compared) == sorted([(-2, draw) for draw in range(4)] * 6)
-    assert len(places) == attack.passes
+    assert len(met) == attack.passes
 
 
 def test_eot_finds_the_mean_gradient():

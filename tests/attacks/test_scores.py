@@ -13,7 +13,7 @@ from harness.geometry import TOLERANCE, norms
 from harness.random import Draws, Role
 from harness.types import HarnessError, ThreatModel
 
-from .conftest import Noisy, Plain, accuracy, attacked, draws_of, view_of
+from .conftest import Noisy, Plain, accuracy, attacked, draws_of, places, view_of
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(epsilon=0.5, norm="l2")
 ATTACKS = [SPSA(steps=8, samples=64), Square(queries=60)]
@@ -145,12 +145,9 @@ def test_square_beats_noise_and_more_queries_are_better(digits):
 
 def test_square_compares_on_one_draw_against_a_randomised_victim(some_digits, monkeypatch):
     model, batch = some_digits
-    seen = []
-    monkeypatch.setattr(
-        Noisy, "transform", lambda self, images, draws, *_: seen.append(draws.step) or images
-    )
+    seen = places(monkeypatch)
     attacked(Square(queries=9), model, batch, LINF, Noisy())
-    assert seen == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [draws.step for draws in seen] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize(
