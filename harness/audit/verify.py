@@ -119,7 +119,11 @@ def consistency(record: Record, name: str) -> list[str]:
     fooled = sum(unpack(record.fooled_outcomes, record.count)) / max(1, record.count)
     if abs(record.fooled_on_the_way - fooled) > 1e-9:
         problems.append("the share of images fooled on the way is not that of its outcomes")
-    own = {flag: reason for flag, reason in record.flags.items() if flag != "model-changed"}
+    own = {
+        flag: reason
+        for flag, reason in record.flags.items()
+        if flag not in ("model-changed", "process-changed")
+    }
     if flags.flags(record) != own:
         problems.append("its flags are not those that its numbers raise")
     return problems
