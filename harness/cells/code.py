@@ -6,6 +6,7 @@ code and defaults as well, and the constants of the harness by their content.
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dataclasses
 import operator
@@ -167,18 +168,18 @@ def _restore_names(space: Namespace) -> list[str]:
         if name in before:
             if value is not before[name] and name not in _GROWING:
                 found.append(_put(space, name))
-        elif not _natural(space, name, value):
+        elif _matters(space, name, value):
             found.append(_take_away(space, name))
     found += [_put(space, name) for name in before if name not in live and name not in _GROWING]
     return found
 
 
-def _natural(space: Namespace, name: str, value: Any) -> bool:
-    """Whether a name may come up by itself: an imported submodule, or what Python keeps in a class."""
+def _matters(space: Namespace, name: str, value: Any) -> bool:
+    """Return whether a new name changes what existing code does: one that hides a builtin in a module, or a
+    method or descriptor in a class. Caches and submodules come up by themselves."""
     if isinstance(space.owner, ModuleType):
-        full = f"{space.label}.{name}"
-        return name in _GROWING or (isinstance(value, ModuleType) and full in sys.modules)
-    return name in _GROWING or name.startswith(("_abc_", "__static", "__firstline", "__annotat"))
+        return hasattr(builtins, name)
+    return name not in _GROWING and (callable(value) or hasattr(value, "__get__"))
 
 
 def _put(space: Namespace, name: str) -> str:

@@ -7,6 +7,7 @@ process in that state can be trusted with nothing more.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -239,6 +240,8 @@ def _arithmetic() -> tuple[float, ...]:
 
 def _set_arithmetic(value: tuple[float, ...]) -> None:
     _torch().set_flush_denormal(value[0] == 0.0)
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).fesetround(0)  # to nearest
 
 
 # --- random states --------------------------------------------------------------------------------
