@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -67,8 +68,8 @@ class Processes:
             while (status := _answer(nursery)) is None:
                 stop.check()
                 if self.limit is not None and time.monotonic() - started > self.limit:
-                    _end(nursery)
-                    return -9
+                    _end(nursery, patience=1.0)
+                    return -signal.SIGKILL
         except BaseException:
             _end(nursery)
             raise
@@ -110,14 +111,14 @@ def _answer(nursery: subprocess.Popen[bytes]) -> int | None:
     return int(line)
 
 
-def _end(nursery: subprocess.Popen[bytes]) -> None:
+def _end(nursery: subprocess.Popen[bytes], patience: float = _PATIENCE) -> None:
     """Let the job under way save what it has, and end it and the nursery."""
     with contextlib.suppress(OSError):
         nursery.terminate()
         assert nursery.stdin is not None
         nursery.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        nursery.wait(_PATIENCE)
+        nursery.wait(patience)
     if nursery.poll() is None:
         nursery.kill()
         nursery.wait()

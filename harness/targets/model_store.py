@@ -141,11 +141,13 @@ class Workshop(TargetSource):
         defense = self.defense(target)
         shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
         classes = len(dataset.classes)
-        with guard.watched(noted=False, keep=(process.PATH,)):
-            with generators_kept(combine(target.seed, Role.WEIGHTS)):
-                model: nn.Module = guard.call(
-                    lambda: build(target.model, models, shape=shape, classes=classes)
-                )
+        with (
+            guard.watched(noted=False, keep=(process.PATH,)),
+            generators_kept(combine(target.seed, Role.WEIGHTS)),
+        ):
+            model: nn.Module = guard.call(
+                lambda: build(target.model, models, shape=shape, classes=classes)
+            )
         model = model.to(memory_format=torch.channels_last)  # LeNet on a CPU: 1.2 times as fast
         auxiliary = self._auxiliary(defense, dataset, target)
         defended = Defended(

@@ -310,6 +310,18 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+def end(kind: str) -> None:
+    """End the process, or never end."""
+    if kind == "os._exit":
+        os._exit(0)
+    if kind == "segmentation fault":
+        ctypes.string_at(0)
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while kind == "hang":
+        time.sleep(0.1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hostile(Attack):
     """Returns its input after one act of `KINDS`, or raises."""
@@ -321,12 +333,7 @@ class Hostile(Attack):
         acts = PROCESS | MODEL | SILENT
         if self.kind in acts:
             acts[self.kind](victim, batch)
-        if self.kind == "os._exit":
-            os._exit(0)
-        if self.kind == "segmentation fault":
-            ctypes.string_at(0)
-        if self.kind == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+        end(self.kind)
         if self.kind == "recursion":
             deep()
         if self.error:
@@ -353,4 +360,15 @@ class Leaves(Defense):
             PROCESS[self.kind](None, None)  # type: ignore[arg-type]
         if self.training and self.kind in ERRORS:
             raise ERRORS[self.kind]()
+        return images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ends(Defense):
+    """A defense at whose first use the process ends."""
+
+    kind: str = "os._exit"
+
+    def transform(self, images: Tensor, draws: Draws, auxiliary: Any = None) -> Tensor:
+        end(self.kind)
         return images

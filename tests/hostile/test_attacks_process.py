@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -66,6 +65,3 @@ def test_standard_output_is_the_run_s_own(both: Both) -> None:
     before = sys.stdout
     both(hostile(kind="standard output"))
     assert sys.stdout is before
-
-
-Act = Callable[..., object]
