@@ -176,10 +176,13 @@ def _restore_names(space: Namespace) -> list[str]:
 
 def _matters(space: Namespace, name: str, value: Any) -> bool:
     """Return whether a new name changes what existing code does: one that hides a builtin in a module, or a
-    method or descriptor in a class. Caches and submodules come up by themselves."""
+    method, a descriptor or an inherited name in a class. Caches and submodules come up by themselves."""
     if isinstance(space.owner, ModuleType):
         return hasattr(builtins, name)
-    return name not in _GROWING and (callable(value) or hasattr(value, "__get__"))
+    if name in _GROWING:
+        return False
+    hides = not name.startswith("_") and any(hasattr(base, name) for base in space.owner.__bases__)
+    return hides or callable(value) or hasattr(value, "__get__")
 
 
 def _put(space: Namespace, name: str) -> str:
