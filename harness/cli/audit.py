@@ -47,8 +47,6 @@ def audit(
     from harness.executors.shield import shielded
     from harness.results import flags
 
-    isolated = isolate or _from_file(defense, words["model"])
-
     def whole() -> int:
         asked, where = typed(words, planning.TargetOptions, session.SessionOptions)
         target, allowed = planning.target_of(defense, asked, seed=seed), seconds(budget)
@@ -64,7 +62,7 @@ def audit(
                 scale=budget_scale,
                 promises=probes,
                 elsewhere=runner.elsewhere,
-                isolate=isolated,
+                isolate=isolate,
             ).run()
             click.echo(page)
             click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
@@ -74,7 +72,8 @@ def audit(
         return session.run(where, work)
 
     # The audit trains, and looks at logits, itself: none of a user's code in this process.
-    sys.exit(shielded("the audit", whole) if isolated else whole())
+    apart = isolate or _from_file(defense, words["model"])
+    sys.exit(shielded("the audit", whole) if apart else whole())
 
 
 def _from_file(*names: str | None) -> bool:
