@@ -6,6 +6,7 @@ engine imports by a name that is text.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -266,11 +267,38 @@ def load_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with around_file():
+            spec.loader.exec_module(module)
+    except KeyboardInterrupt:
         del sys.modules[name]
-        raise HarnessError(f"{path} does not load: {type(error).__name__}: {error}") from error
+        raise
+    except BaseException as error:
+        del sys.modules[name]
+        raise HarnessError(f"{path} does not load: {describe(error)}") from error
     return module
+
+
+around_file: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+"""Stands around the execution of a user's file: the engine puts a guard of the process here."""
+_LONGEST = 300
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one printable line, whatever its class makes of being printed."""
+    try:
+        name = str.encode(type(error).__name__, "utf-8", "backslashreplace").decode()
+    except BaseException:
+        name = "an error without a name"
+    try:
+        text = str.encode(str(error), "utf-8", "backslashreplace").decode()
+    except BaseException:
+        text = "its text cannot be read"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = "".join(each if each.isprintable() else " " for each in lines[0]) if lines else ""
+    if not first and isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+        first = "it tried to end the run"
+    whole = f"{name}: {first}" if first else name
+    return whole if len(whole) <= _LONGEST else whole[:_LONGEST] + "..."
 
 
 attacks = Registry("attack", "harness.attacks", "harness.attacks")

@@ -14,7 +14,7 @@ from harness.audit.verdict import conclude, report
 from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
 from harness.evaluation.calibrate import Pace, measure_pace
-from harness.evaluation.runner import Runner, plan
+from harness.evaluation.runner import Elsewhere, Runner, plan
 from harness.evaluation.suites import Entry
 from harness.random import Draws, Role
 from harness.registry import attacks
@@ -60,6 +60,9 @@ class Battery:
     batch_size: int = 50
     promises: Callable[[Defense], Iterable[Probe]] = lambda defense: ()
     """Checks of the defense itself: `harness.conformance.check.probes`."""
+    elsewhere: Elsewhere | None = None
+    isolate: bool = False
+    """Run each cell in a process of its own, by `elsewhere`."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -192,7 +195,12 @@ class Battery:
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
         try:
-            runner = Runner(workshop=self.workshop, batch_size=self.batch_size)
+            runner = Runner(
+                workshop=self.workshop,
+                batch_size=self.batch_size,
+                elsewhere=self.elsewhere,
+                isolate=self.isolate,
+            )
             (result,) = runner.run([cell])
         except BudgetSpent:
             cut = "cut off by the budget; the same command again goes on with it"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from harness import registry
+from harness.cells import guard, process
 from harness.registry import Registry, attacks, defenses
 from harness.spec import accepts_any, build, convert, fields
 from harness.types import Attack, Defense, HarnessError, Spec
 
 T = TypeVar("T")
+_loading = functools.partial(guard.watched, noted=False, keep=(process.PATH,))
+registry.around_file = _loading
+"""What a file does to the process while it is loaded is put back, but for where it looks for modules."""
 
 
 def guarded(what: str, call: Callable[[], T]) -> T:
@@ -19,12 +26,9 @@ def guarded(what: str, call: Callable[[], T]) -> T:
         HarnessError: it raised anything.
     """
     try:
-        return call()
-    except HarnessError:
-        raise
-    except Exception as error:
-        first = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        raise HarnessError(f"{what} fails: {first}") from error
+        return guard.call(call)
+    except guard.GuestError as error:
+        raise HarnessError(f"{what} fails: {error}") from None
 
 
 def attack(spec: Spec) -> Attack:
@@ -41,24 +45,26 @@ def defense(spec: Spec) -> Defense:
     return found
 
 
-def _made(spec: Spec, registry: Registry, kind: type[Attack] | type[Defense]) -> Any:
-    found = guarded(f"{registry.kind} {spec.name}", lambda: build(spec, registry))
+def _made(spec: Spec, plugins: Registry, kind: type[Attack] | type[Defense]) -> Any:
+    own = any(each.name == spec.name and each.origin.startswith("harness.") for each in plugins)
+    with contextlib.nullcontext() if own else _loading():
+        found = guarded(f"{plugins.kind} {spec.name}", lambda: build(spec, plugins))
     if not isinstance(found, kind):
         raise HarnessError(
-            f"{registry.kind} {spec.name} is a {type(found).__name__}, not a subclass of "
+            f"{plugins.kind} {spec.name} is a {type(found).__name__}, not a subclass of "
             f"harness.types.{kind.__name__}"
         )
     return found
 
 
-def check_parameters(spec: Spec, registry: Registry) -> None:
+def check_parameters(spec: Spec, plugins: Registry) -> None:
     """Refuse a spec's parameters before anything is built.
 
     Raises:
         HarnessError: one that the plugin does not have, or a value that does not fit.
     """
-    owner = f"{registry.kind} {spec.name}"
-    make = registry.get(spec.name)
+    owner = f"{plugins.kind} {spec.name}"
+    make = plugins.get(spec.name)
     known = guarded(owner, lambda: fields(make))
     for name, value in spec.parameters.items():
         if name in known:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli.options import DATA, NUMBER, RESULTS, STRICT, target_options, typed
+from harness.cli.options import DATA, ISOLATE, NUMBER, RESULTS, STRICT, target_options, typed
 
 
 @click.command()
@@ -17,6 +17,7 @@ from harness.cli.options import DATA, NUMBER, RESULTS, STRICT, target_options, t
 @click.option("--budget", default="10m", show_default=True, help="Time: 90s, 10m, 2h.")
 @click.option("--budget-scale", type=NUMBER, help="Of the adaptive suite. Default: as time allows.")
 @STRICT
+@ISOLATE
 @RESULTS
 @DATA
 def audit(
@@ -27,6 +28,7 @@ def audit(
     budget: str,
     budget_scale: float | None,
     strict: bool,
+    isolate: bool,
     **words: Any,
 ) -> None:
     """Try everything that may break one defense, and print a verdict.
@@ -42,25 +44,38 @@ def audit(
     from harness.evaluation import planning
     from harness.evaluation.runner import Runner
     from harness.executors import session
+    from harness.executors.shield import shielded
     from harness.results import flags
 
-    asked, where = typed(words, planning.TargetOptions, session.SessionOptions)
-    target, allowed = planning.target_of(defense, asked, seed=seed), seconds(budget)
+    def whole() -> int:
+        asked, where = typed(words, planning.TargetOptions, session.SessionOptions)
+        target, allowed = planning.target_of(defense, asked, seed=seed), seconds(budget)
 
-    def work(runner: Runner) -> int:
-        found, page = battery.Battery(
-            target=target,
-            threat=asked.threat,
-            workshop=runner.workshop,
-            budget=allowed,
-            draws=draws,
-            limit=limit,
-            scale=budget_scale,
-            promises=probes,
-        ).run()
-        click.echo(page)
-        click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
-        raised = {flag for each in found.flags.values() for flag in each}
-        return flags.strict_status(raised) if strict else 0
+        def work(runner: Runner) -> int:
+            found, page = battery.Battery(
+                target=target,
+                threat=asked.threat,
+                workshop=runner.workshop,
+                budget=allowed,
+                draws=draws,
+                limit=limit,
+                scale=budget_scale,
+                promises=probes,
+                elsewhere=runner.elsewhere,
+                isolate=isolate,
+            ).run()
+            click.echo(page)
+            click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
+            raised = {flag for each in found.flags.values() for flag in each}
+            return flags.strict_status(raised) if strict else 0
 
-    sys.exit(session.run(where, work))
+        return session.run(where, work)
+
+    # The audit trains, and looks at logits, itself: none of a user's code in this process.
+    apart = isolate or _from_file(defense, words["model"])
+    sys.exit(shielded("the audit", whole) if apart else whole())
+
+
+def _from_file(*names: str | None) -> bool:
+    """Return whether any of the plugins is code in a file of the user's."""
+    return any(".py:" in name for name in names if name)

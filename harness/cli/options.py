@@ -102,6 +102,14 @@ CACHE = click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates."
 )
 QUIET = click.option("--quiet", is_flag=True, help="No progress.")
+ISOLATE = click.option(
+    "--isolate", is_flag=True, help="Each cell in a process of its own, whose death is its failure."
+)
+CELL_LIMIT = click.option(
+    "--cell-limit",
+    type=NUMBER,
+    help="Seconds that an isolated cell may take, for guests that hang.",
+)
 STRICT = click.option(
     "--strict", is_flag=True, help="Exit status 3 where a number is flagged (but for scaled-down)."
 )

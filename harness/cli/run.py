@@ -11,8 +11,10 @@ import click
 
 from harness.cli.options import (
     CACHE,
+    CELL_LIMIT,
     DATA,
     DEVICE,
+    ISOLATE,
     NORMALISATION,
     NUMBER,
     PRECISION,
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
 @assignments("-T", "training_options", "Training's field.")
 @CACHE
 @QUIET
+@ISOLATE
+@CELL_LIMIT
 @scale_options
 @RESULTS
 @DATA

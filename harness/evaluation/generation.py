@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from harness.cells import guard
 from harness.evaluation.judge import predictions
 from harness.random import Draws, Role
 from harness.results.records import TRACE_DRAWS
@@ -20,6 +21,7 @@ from harness.storage.leases import Busy, Leases
 from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
+from harness.targets.integrity import ImageState, ModelState
 from harness.targets.views import Evidence, QueryBudgetSpent, Question, View
 from harness.types import Attack, Batch, Dataset, HarnessError, Perturbed, ThreatModel
 
@@ -34,7 +36,10 @@ class Shard:
     trace: dict[int, Tensor]
     """By step: (draws, N) whether the label was predicted."""
     seconds: float
-    changed: bool
+    changed: str
+    """What the attack changed of the victim; empty where nothing."""
+    process: str
+    """What it changed of the process."""
     asked: tuple[Question, ...] = ()
     """What the attack asked last; of the first batch alone."""
 
@@ -72,7 +77,8 @@ class Generation:
     leases: Leases | None = None
 
     def __post_init__(self) -> None:
-        self._before = _snapshot(self.source)
+        self._model = ModelState(self.source)
+        self._images = ImageState(self.test)
         self._shards: dict[str, Shard] = {}
         self._done = torch.zeros(len(self.test), dtype=torch.bool)
 
@@ -153,9 +159,15 @@ class Generation:
         started = time.monotonic()
         log.event("batch started", self.title, batch=str(int(positions[0])))
 
+        stopped: list[BaseException] = []
+
         def on_pass(images: int) -> None:
             advance(images)
-            self.stop.check()
+            try:
+                self.stop.check()
+            except BaseException as error:
+                stopped.append(error)
+                raise
 
         view = View(
             self.source,
@@ -165,16 +177,27 @@ class Generation:
             max_queries=self.max_queries,
             on_pass=on_pass,
         )
-        attack.check(view, threat)
         draws = Draws(self.seed, batch.ids, Role.ATTACK)
-        try:
-            perturbed = attack.perturb(view, batch, threat, draws)
-        except QueryBudgetSpent:
-            assert view.candidates is not None
-            perturbed = Perturbed(view.candidates)
-        changed = not _unchanged(self.source, self._before)
-        if changed:
-            _put_back(self.source, self._before)
+
+        def passes(error: BaseException) -> bool:
+            """Whether it came from the view, a signal or the system through the attack's frames."""
+            spent = type(error) is QueryBudgetSpent and view.candidates is not None
+            stops = self.stop.meant(error) or any(error is each for each in stopped)
+            return spent or stops or memory.ran_out(error)
+
+        def perturb() -> Perturbed:
+            attack.check(view, threat)
+            return _checked(attack.perturb(view, batch, threat, draws))
+
+        changed: list[str] = []
+        process: list[str] = []
+        with self._watched(changed, process):
+            try:
+                perturbed = guard.call(perturb, passes)
+            except QueryBudgetSpent:
+                assert view.candidates is not None
+                perturbed = Perturbed(view.candidates)
+        batch = self.test.batch(positions).to(self.device)
         images = perturbed.images.detach()
         if images.shape != batch.images.shape:
             raise HarnessError(
@@ -193,9 +216,27 @@ class Generation:
             ),
             trace=trace,
             seconds=time.monotonic() - started,
-            changed=changed,
+            changed=guard.named(changed),
+            process=guard.named(process),
             asked=tuple(view.asked.values()) if int(positions[0]) == 0 else (),
         )
+
+    @contextlib.contextmanager
+    def _watched(self, changed: list[str], process: list[str]) -> Iterator[None]:
+        """Put back victim, images, attack and process; name what was changed in the two lists."""
+        own = dict(vars(self.attack))
+        with guard.watched() as found:
+            try:
+                yield
+            finally:
+                changed += self._model.restore()
+                process += self._images.restore()
+                now = vars(self.attack)
+                if any(now.get(name) is not value for name, value in own.items()):
+                    now.update(own)
+                    process.append("the attack's own fields")
+                guard.history.extend(process)
+        process += found
 
     def _trace(self, batch: Batch, perturbed: Perturbed) -> dict[int, Tensor]:
         draws = TRACE_DRAWS if self.source.randomised else 1
@@ -213,32 +254,22 @@ class Generation:
         return (predicted == batch.labels).cpu()
 
 
-def _snapshot(defended: Defended) -> list[dict[str, Tensor]]:
-    return [
-        {name: value.clone() for name, value in module.state_dict().items()}
-        for module in defended.modules()
-    ]
+def _checked(perturbed: Perturbed) -> Perturbed:
+    """Return what an attack returned as plain tensors, read once, in the guest's own call.
+
+    Raises:
+        TypeError: it returned something else.
+    """
+    if not isinstance(perturbed.images, Tensor):
+        raise TypeError(f"it returned {type(perturbed.images).__name__} in place of images")
+    snapshots = {int(step): _plain(images) for step, images in perturbed.snapshots.items()}
+    return Perturbed(_plain(perturbed.images), snapshots)
 
 
-def _unchanged(defended: Defended, before: list[dict[str, Tensor]]) -> bool:
-    """Whether weights, buffers, mode and gradients are as they were."""
-    for module, state in zip(defended.modules(), before, strict=True):
-        now = module.state_dict()
-        if now.keys() != state.keys():
-            return False
-        if any(not torch.equal(now[name], value) for name, value in state.items()):
-            return False
-        if any(part.training for part in module.modules()):
-            return False
-        if any(p.requires_grad or p.grad is not None for p in module.parameters()):
-            return False
-    return True
-
-
-def _put_back(defended: Defended, before: list[dict[str, Tensor]]) -> None:
-    for module, state in zip(defended.modules(), before, strict=True):
-        module.load_state_dict(state)
-    defended.frozen()
+def _plain(images: Tensor) -> Tensor:
+    """Return a copy that no class of the guest's and no later write of its can change."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return images.detach().as_subclass(Tensor).clone()
 
 
 def _write_shard(path: Path, shard: Shard) -> None:
@@ -256,7 +287,8 @@ def _write_shard(path: Path, shard: Shard) -> None:
         "asked": " ".join(f"{each.seed},{each.step},{each.draw}" for each in places),
         "generation": path.parent.name,
         "seconds": shard.seconds.hex(),
-        "changed": str(int(shard.changed)),
+        "changed": shard.changed,
+        "process": shard.process,
     }
     store.write_tensors(path, tensors, metadata)
 
@@ -284,7 +316,8 @@ def _shard(
             evidence=Evidence(**evidence),
             trace=trace,
             seconds=float.fromhex(metadata["seconds"]),
-            changed=metadata["changed"] == "1",
+            changed=metadata["changed"],
+            process=metadata["process"],
             asked=_asked(tensors, metadata["asked"]),
         )
         _check_shard(shard, test)

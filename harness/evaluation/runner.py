@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, cast
 
-from harness.cells import defaults, matrix, plugins
+from harness.cells import defaults, guard, matrix, plugins
 from harness.cells.cells import Cell, Target
 from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
 from harness.evaluation.scoring import Scoring
+from harness.registry import describe
 from harness.results.records import Failure, Record, Timing
 from harness.results.resolved import Resolved
 from harness.storage import keys, log, store
 from harness.storage.leases import Busy, Leases
 from harness.targets.source import TargetSource, resolve
-from harness.targets.training import Interrupted
+from harness.targets.training import Interrupted, Stop
 from harness.types import Access, Attack, HarnessError, Source, Victim
 
 _PAUSE = 0.5
@@ -43,6 +44,28 @@ class InProcess:
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
         """Return what became of each cell, by its key."""
         return runner.work(plans)
+
+
+class Elsewhere(Protocol):
+    """Processes of their own, in which no guest's code has run, for one cell each."""
+
+    def run(self, cell: Cell, *, batch_size: int, stop: Stop) -> int:
+        """Run a cell in a fresh process until it ends; return its exit status, negative for a signal.
+
+        Raises:
+            Interrupted: a signal came; what is done is kept.
+        """
+        ...
+
+
+class Dirty(Exception):
+    """A guest changed this process: nothing more is trained or judged in it."""
+
+
+DIRTY = 75
+"""The exit status of a process that stopped because it is dirty."""
+_TRIES = 4
+"""Fresh processes for one cell: one attacks, the next one judges."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +95,7 @@ def plan(cell: Cell, workshop: TargetSource) -> Plan:
     resolved = Resolved(
         source=workshop.resolved(source),
         randomness=workshop.defense(source).randomness,
-        attack=resolve(attack, cell.attack),
+        attack=plugins.guarded(str(cell.attack), lambda: resolve(attack, cell.attack)),
         threat=cell.threat,
         test=test.digest,
         limit=min(cell.limit or len(test), len(test)),
@@ -128,9 +151,17 @@ class Runner:
     workshop: TargetSource
     batch_size: int = 128
     executor: Executor = dataclasses.field(default_factory=InProcess)
+    elsewhere: Elsewhere | None = None
+    """Where cells run once this process is dirty; without it they run here, put back as it was."""
+    isolate: bool = False
+    """Run every cell elsewhere."""
+    alone: bool = False
+    """Whether this process is one of `elsewhere`: it stops when it is dirty."""
     announces: bool = True
     """Whether this is the run itself, and not a helper of it."""
     _leases: Leases | None = None
+    _clean: int = dataclasses.field(default_factory=lambda: len(guard.history))
+    """How much had happened to the process when the runner was made."""
 
     @property
     def store(self) -> store.Store:
@@ -165,7 +196,11 @@ class Runner:
         if self.announces:
             for folder in {self.store.results, self.store.cache}:
                 Leases(folder / "leases").sweep()
-        return [results[each.key] for each in plans]
+        return [
+            results.get(each.key)
+            or self.fail(each, "it has no record, and nobody said why", "failed")
+            for each in plans
+        ]
 
     def work(self, plans: Sequence[Plan]) -> dict[str, Record | Failure]:
         """Return what became of each cell, by its key, doing in this process what no other does.
@@ -217,10 +252,43 @@ class Runner:
 
     def _one(self, current: Plan) -> Record | Failure:
         with log.about(current.key):
-            found = self.guarded(current, lambda: self._recorded(current))
+            try:
+                if self.elsewhere is not None and (self.isolate or self._is_dirty):
+                    raise Dirty
+                found = self.guarded(current, lambda: self._recorded(current))
+            except Dirty:
+                if self.elsewhere is None:
+                    raise
+                found = self._sent(current, self.elsewhere)
         if isinstance(found, Record):
             self.store.remove("failures", current.key)
         return found
+
+    @property
+    def _is_dirty(self) -> bool:
+        return guard.is_dirty(self._clean)
+
+    def _sent(self, current: Plan, elsewhere: Elsewhere) -> Record | Failure:
+        """What became of a cell in a fresh process."""
+        status = DIRTY
+        for _ in range(_TRIES):
+            found = self.guarded(
+                current, lambda: self.store.read_json("records", current.key, Record)
+            )
+            if found is not None:
+                return found
+            if status != DIRTY:
+                break
+            self.store.remove("failures", current.key)
+            status = elsewhere.run(
+                current.cell, batch_size=self.batch_size, stop=self.workshop.stop
+            )
+            self.workshop.stop.check()
+            failure = self.store.read_json("failures", current.key, Failure)
+            if failure is not None:
+                return failure
+        end = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return self.fail(current, f"its process ended with {end} and left no record", "failed")
 
     def guarded(self, current: Plan, work: Callable[[], T]) -> T | Failure:
         """What `work` returns, or why there is no number: the failure of a cell is that cell's alone.
@@ -233,7 +301,7 @@ class Runner:
         except Busy:
             log.now_and_then("cell waits", "for what another run is at")
             raise
-        except (Interrupted, store.StoreError):
+        except (Interrupted, Dirty, store.StoreError):
             raise
         except store.DamagedFile as error:
             line = self.workshop.mend(error)
@@ -241,9 +309,10 @@ class Runner:
             return self.fail(current, reason, "damaged")
         except HarnessError as error:
             return self.fail(current, str(error), "damaged" if error.status == 1 else "refused")
-        except Exception as error:  # a guest's failure is one cell's failure
-            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-            return self.fail(current, reason, "failed")
+        except guard.GuestError as error:
+            return self.fail(current, str(error), "failed")
+        except (Exception, SystemExit, GeneratorExit) as error:  # a guest's is one cell's failure
+            return self.fail(current, describe(error), "failed")
 
     def fail(self, current: Plan, reason: str, kind: str) -> Failure:
         """Keep why a cell has no number."""
@@ -276,7 +345,8 @@ class Runner:
             current.attack.access,
             defense.offered_backward_passes,
         )
-        current.attack.check(cast(Victim, facts), current.cell.threat)
+        with guard.watched():
+            guard.call(lambda: current.attack.check(cast(Victim, facts), current.cell.threat))
 
     def attack(self, current: Plan, leases: Leases | None = None) -> list[Shard]:
         """All attacked batches of a cell: stored ones are read, the others made.
@@ -306,19 +376,18 @@ class Runner:
             mend=workshop.mend,
             leases=leases or self.leases,
         )
-        try:
-            return generation.shards()
-        finally:
-            self.batch_size = generation.batch_size  # smaller where memory ran out
+        return generation.shards()
 
     def _measure(self, current: Plan) -> Record:
         cell, workshop = current.cell, self.workshop
         self.check(current)
-        test = workshop.dataset(cell.target.dataset, "test").first(cell.limit)
+        test = workshop.whole(cell.target.dataset, "test").first(cell.limit)
         target = workshop.obtain(cell.target, wait=False)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         title = f"{cell.attack} on {cell.target.label}"
         shards = self.attack(current)
+        if self._is_dirty and (self.alone or self.elsewhere is not None):
+            raise Dirty  # the batches are stored: a fresh process goes on from here
         lease = self.leases.take(f"cell-{current.key}", f"scoring {title}")
         if lease is None:
             raise Busy(title)

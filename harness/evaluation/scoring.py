@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import shutil
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.cells import guard
 from harness.evaluation.generation import Shard
 from harness.evaluation.judge import Judgement, judge
 from harness.evaluation.summary import Scored
@@ -20,6 +22,7 @@ from harness.storage import store
 from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
+from harness.targets.integrity import ModelState
 from harness.targets.views import LOOKS, Question
 from harness.types import Batch, Dataset, ThreatModel
 
@@ -54,21 +57,31 @@ class Scoring:
         store.make_folder(self.folder)
         parts: list[Judgement] = []
         seconds = 0.0
+        changed: list[str] = []
+        process: list[str] = []
+        model = ModelState(self.target)
         with self.reporter.task(f"scoring {self.title}", 2 * self.draws * len(self.test)) as task:
             for shard in shards:
-                judged, spent = self._one(shard)
+                judged, spent, notes = self._one(shard, model)
                 parts.append(judged)
+                changed += filter(None, [notes["changed"]])
+                process += filter(None, [notes["process"]])
                 seconds += spent
                 task.advance(2 * self.draws * len(judged))
                 self.stop.check()
-        return Scored(**_joined(parts), seconds=seconds)
+        return Scored(
+            **_joined(parts),
+            seconds=seconds,
+            changed=guard.named(changed),
+            process=guard.named(process),
+        )
 
     def clear(self) -> None:
         """Forget the batches: the record stands."""
         with contextlib.suppress(OSError):
             shutil.rmtree(self.folder)
 
-    def _one(self, shard: Shard) -> tuple[Judgement, float]:
+    def _one(self, shard: Shard, model: ModelState) -> tuple[Judgement, float, dict[str, str]]:
         path = self.folder / f"{int(shard.positions[0]):08d}-{len(shard.positions)}.safetensors"
         identity = {"cell": self.folder.name, "batch": _digest(shard)}
         try:
@@ -80,12 +93,22 @@ class Scoring:
         before = time.monotonic()
         batch = shard.batch(self.test, self.device)
         asked = shard.asked if self.replay else ()
-        judged = self._judge(batch, shard.images, LOOKS if shard.first else 0, asked)
+        with guard.watched() as process:  # the defense and the model are guests, too
+            try:
+                judged = self._judge(batch, shard.images, LOOKS if shard.first else 0, asked)
+            finally:
+                changed = model.restore()
+        fresh = shard.batch(self.test, self.device)
+        if not (torch.equal(batch.images, fresh.images) and torch.equal(batch.ids, fresh.ids)):
+            process.append("the images that are judged")
         seconds = time.monotonic() - before
-        store.write_tensors(path, _fields(judged), {**identity, "seconds": seconds.hex()})
-        return judged, seconds
+        notes = {"changed": guard.named(changed), "process": guard.named(process)}
+        store.write_tensors(path, _fields(judged), {**identity, **notes, "seconds": seconds.hex()})
+        return judged, seconds, notes
 
-    def _read(self, path: Path, identity: dict[str, str], count: int) -> tuple[Judgement, float]:
+    def _read(
+        self, path: Path, identity: dict[str, str], count: int
+    ) -> tuple[Judgement, float, dict[str, str]]:
         tensors, metadata = store.read_tensors(path)
         try:
             if any(metadata.get(name) != value for name, value in identity.items()):
@@ -94,7 +117,8 @@ class Scoring:
             shapes = {name: value.shape for name, value in tensors.items()}
             if any(shape[-1:] != (count,) for shape in shapes.values()):
                 raise ValueError(f"its shapes are {shapes}")
-            return judged, float.fromhex(metadata["seconds"])
+            notes = {name: metadata[name] for name in ("changed", "process")}
+            return judged, float.fromhex(metadata["seconds"]), notes
         except (KeyError, TypeError, ValueError) as error:
             raise store.damaged(path, error) from error
 
@@ -102,20 +126,22 @@ class Scoring:
         self, batch: Batch, images: Tensor, again: int, replayed: Sequence[Question] = ()
     ) -> Judgement:
         """On the CPU; in halves where memory runs out."""
+        work = functools.partial(
+            judge,
+            self.target,
+            batch,
+            images.to(batch.images),
+            self.threat,
+            seed=self.seed,
+            draws=self.draws,
+            bounded=self.bounded,
+            again=again,
+            replayed=[_on(question, self.device) for question in replayed],
+        )
         try:
-            judged = judge(
-                self.target,
-                batch,
-                images.to(batch.images),
-                self.threat,
-                seed=self.seed,
-                draws=self.draws,
-                bounded=self.bounded,
-                again=again,
-                replayed=[_on(question, self.device) for question in replayed],
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not memory.exhausted(error) or len(batch) == 1:
+            judged = guard.call(work, lambda error: memory.ran_out(error) or self.stop.meant(error))
+        except (RuntimeError, MemoryError):
+            if len(batch) == 1:
                 raise
             memory.release()
         else:

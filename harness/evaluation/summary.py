@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from harness.cells import guard
 from harness.cells.cells import Cell
 from harness.evaluation.generation import Shard
 from harness.evaluation.judge import LOOKS, Judgement
@@ -25,6 +26,9 @@ class Scored(Judgement):
     """The judge's findings for all images of a cell."""
 
     seconds: float
+    changed: str = ""
+    """What of the model changed while it was judged."""
+    process: str = ""
 
 
 def accuracy(predicted: Tensor, labels: Tensor, classes: int) -> Accuracy:
@@ -153,8 +157,15 @@ def record(
             **defense.computed_by(str(device)),
         },
     )
-    changed = any(shard.changed for shard in shards)
-    return dataclasses.replace(found, flags=flags.flags(found, model_changed=changed))
+    changed, process = (
+        guard.named([part for part in (*parts, last) if part])
+        for parts, last in (
+            ([shard.changed for shard in shards], scored.changed),
+            ([shard.process for shard in shards], scored.process),
+        )
+    )
+    raised = flags.flags(found, model_changed=changed, process_changed=process)
+    return dataclasses.replace(found, flags=raised)
 
 
 def _notes(cell: Cell, defense: Defense) -> tuple[str, ...]:

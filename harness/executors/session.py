@@ -13,7 +13,7 @@ import click
 import torch
 
 from harness.evaluation.runner import Executor, InProcess, Runner
-from harness.executors import local, ray
+from harness.executors import isolated, local, ray
 from harness.storage import log, remote
 from harness.storage.progress import reporter
 from harness.targets import devices, memory
@@ -47,6 +47,10 @@ class SessionOptions:
     """Bytes."""
     log: Path | None = None
     quiet: bool = False
+    isolate: bool = False
+    """Run each cell in a process of its own."""
+    cell_limit: float | None = None
+    """Seconds after which such a process is given up."""
 
     def __post_init__(self) -> None:
         """Refuse options that do not go together.
@@ -55,6 +59,12 @@ class SessionOptions:
             HarnessError: with the one to leave out or to add.
         """
         on_ray = self.executor == "ray"
+        if self.isolate and (on_ray or self.devices is not None or (self.workers or 1) > 1):
+            raise HarnessError("--isolate goes with one process at a time: leave out the others")
+        if self.cell_limit is not None and not self.isolate:
+            raise HarnessError(
+                "--cell-limit needs --isolate: a cell of the run's own cannot be ended"
+            )
         if on_ray and self.devices is not None:
             raise HarnessError("--devices is of the local executor: with Ray say --gpus-per-cell")
         for option in ("address", "gpus_per_cell"):
@@ -84,6 +94,18 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
         runner = Runner(
             workshop=workshop, batch_size=options.batch_size, executor=_executor(options, names)
         )
+        if len(names) == 1 and options.executor == "local":
+            runner.isolate = options.isolate
+            runner.elsewhere = isolated.Processes(
+                device=str(workshop.device),
+                results=store.results,
+                cache=store.cache,
+                data_dir=options.data_dir,
+                memory=options.memory,
+                store=options.store,
+                log=options.log,
+                limit=options.cell_limit,
+            )
         if options.memory is not None:
             memory.limit(options.memory, workshop.device)
         try:

@@ -2,7 +2,7 @@
 
 It does what the run does, on the same store, beginning elsewhere; leases keep the two from doing one
 thing twice. It prints nothing: its results are the records. It ends when the work is done, on SIGTERM,
-or when its parent is gone.
+when its parent is gone, or when a guest has left it dirty: others go on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def work(job: Job) -> int:
     """Run the cells of a job that nobody else runs. Returns an exit status."""
     import torch
 
-    from harness.evaluation.runner import Runner
+    from harness.evaluation.runner import DIRTY, Dirty, Runner
     from harness.storage import log, remote
     from harness.storage.progress import Silent
     from harness.targets import memory
@@ -76,9 +76,13 @@ def work(job: Job) -> int:
         if job.memory is not None:
             memory.limit(job.memory, device)
         with log.to(None if job.log is None else Path(job.log)):
-            Runner(workshop=workshop, batch_size=job.batch_size, announces=False).run(cells)
+            Runner(workshop=workshop, batch_size=job.batch_size, alone=True, announces=False).run(
+                cells
+            )
     except Interrupted:
         return 130
+    except Dirty:
+        return DIRTY
     except HarnessError as error:  # the run itself meets it too, and says it
         print(f"worker {job.index}: {error}", file=sys.stderr)
         return error.status

@@ -26,7 +26,8 @@ EXPLANATIONS: Mapping[str, str] = {
     "inconsistent-defense": "the defense answers one question in two ways: it may know who asks",
     "access-exceeded": "the attack took gradients that its declared access does not grant",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
-    "model-changed": "the attack changed weights, buffers or mode; they were put back",
+    "model-changed": "weights, hooks or mode of the model were changed; they were put back",
+    "process-changed": "attack, defense or model left the process changed; it was put back",
     "at-chance": "the model knows no more than chance without any attack: there is nothing to defend",
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
     "scaled-down": "fewer images, steps, draws or epochs than the published protocol",
@@ -61,8 +62,12 @@ def strict_status(found: Iterable[str]) -> int:
 # --- one record -----------------------------------------------------------------------------------
 
 
-def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
-    """The flags that one record shows by itself, each with its reason."""
+def flags(record: Record, *, model_changed: str = "", process_changed: str = "") -> dict[str, str]:
+    """Return the flags that one record shows by itself, each with its reason.
+
+    Args:
+        model_changed, process_changed: what a guest changed of the model and of the process.
+    """
     rules: Mapping[str, Callable[[Record], str]] = {
         "inconsistent-defense": partial(inconsistent, smallest=SMALLEST),
         "access-exceeded": _access,
@@ -76,7 +81,9 @@ def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
     }
     found = {name: reason for name, rule in rules.items() if (reason := rule(record))}
     if model_changed:
-        found["model-changed"] = "the victim's state differed after the attack"
+        found["model-changed"] = f"changed and put back: {model_changed}"
+    if process_changed:
+        found["process-changed"] = f"changed and put back: {process_changed}"
     return dict(sorted(found.items()))
 
 

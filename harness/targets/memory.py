@@ -66,6 +66,15 @@ def exhausted(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _REFUSED)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error that a guest may have raised says that memory ran out: its class is Python's
+    or torch's own, so that reading it runs no code of the guest's."""
+    import torch
+
+    plain = type(error) in (RuntimeError, MemoryError, torch.OutOfMemoryError)
+    return plain and exhausted(error)
+
+
 def release() -> None:
     """Give cached memory of the GPU back."""
     import torch

@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from harness.cells import plugins
+from harness.cells import guard, plugins, process
 from harness.cells.cells import Target, TrainingPlan
-from harness.datasets import data
+from harness.datasets import checks, data
 from harness.random import Draws, Role, combine
 from harness.registry import models
 from harness.results.resolved import DatasetVersion, ResolvedTarget
@@ -22,7 +22,7 @@ from harness.spec import build
 from harness.storage import keys, store
 from harness.storage.leases import Busy, Lease, Leases
 from harness.storage.store import DamagedFile, StoreError
-from harness.targets import estimates, own_models, training
+from harness.targets import estimates, guests, own_models, training
 from harness.targets.defended import Defended
 from harness.targets.devices import generators_kept
 from harness.targets.source import TargetSource, resolve
@@ -57,6 +57,15 @@ class Workshop(TargetSource):
             loaded = data.load(name, split, data_dir=self.data_dir, reporter=self.reporter)
             self._datasets[name, split] = loaded
         return self._datasets[name, split]
+
+    def whole(self, name: str, split: data.Split) -> Dataset:
+        """Return a dataset whose content has the digest that it had when it was loaded: code of guests runs
+        beside it in memory. One that was edited is loaded again."""
+        held = self.dataset(name, split)
+        if checks.digest(held.images, held.labels, held.ids) != held.digest:
+            guard.history.append(f"the {split} images of {name}")
+            del self._datasets[name, split]
+        return self.dataset(name, split)
 
     def defense(self, target: Target) -> Defense:
         defense = plugins.defense(target.defense)
@@ -128,12 +137,17 @@ class Workshop(TargetSource):
         return lease
 
     def _make(self, target: Target, key: str) -> Defended:
-        dataset = self.dataset(target.dataset, "train")
+        dataset = self.whole(target.dataset, "train")
         defense = self.defense(target)
         shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
         classes = len(dataset.classes)
-        with generators_kept(combine(target.seed, Role.WEIGHTS)):
-            model: nn.Module = build(target.model, models, shape=shape, classes=classes)
+        with (
+            guard.watched(noted=False, keep=(process.PATH,)),
+            generators_kept(combine(target.seed, Role.WEIGHTS)),
+        ):
+            model: nn.Module = guard.call(
+                lambda: build(target.model, models, shape=shape, classes=classes)
+            )
         model = model.to(memory_format=torch.channels_last)  # LeNet on a CPU: 1.2 times as fast
         auxiliary = self._auxiliary(defense, dataset, target)
         defended = Defended(
@@ -149,7 +163,8 @@ class Workshop(TargetSource):
         if not path.exists():
             with self._lease(key, f"training {target.label}"):
                 if not path.exists():  # another run may have finished it before the lease
-                    self._train(defended, dataset, target, key, path)
+                    with guests.pure(f"{target.label} ({target.model})"):
+                        self._train(defended, dataset, target, key, path)
                     store.write_tensors(path, dict(model.state_dict()), identity)
                 store.remove(self._state_path(key))
         # What is trained and what is loaded later must be the same to the bit.
@@ -175,7 +190,7 @@ class Workshop(TargetSource):
             module=defended.model,
             dataset=dataset,
             plan=plan,
-            loss=loss,
+            loss=guests.guarded(loss, self.stop),
             seed=target.seed,
             device=self.device,
             state_path=self._state_path(key),
@@ -210,8 +225,11 @@ class Workshop(TargetSource):
 
     def _auxiliary(self, defense: Defense, dataset: Dataset, target: Target) -> nn.Module | None:
         """The defense's own module, trained on clean images, shared by all its classifiers."""
-        with generators_kept(combine(target.seed, Role.WEIGHTS, 1)):
-            module = defense.auxiliary_module(dataset.shape)
+        with (
+            guard.watched(noted=False, keep=(process.PATH,)),
+            generators_kept(combine(target.seed, Role.WEIGHTS, 1)),
+        ):
+            module = guard.call(lambda: defense.auxiliary_module(dataset.shape))
         if module is None:
             return None
         module = module.to(self.device)
@@ -224,7 +242,8 @@ class Workshop(TargetSource):
             title = f"training the density model of {target.defense.name}"
             with self._lease(key, title):
                 if not path.exists():
-                    self._fit_auxiliary(module, defense, dataset, plan, key, title, target.seed)
+                    with guests.pure(target.label):
+                        self._fit_auxiliary(module, defense, dataset, plan, key, title, target.seed)
                     store.write_tensors(path, dict(module.state_dict()), identity)
                 store.remove(self._state_path(key))
         load_weights(module, path, identity)
@@ -248,7 +267,7 @@ class Workshop(TargetSource):
             module=module,
             dataset=dataset,
             plan=plan,
-            loss=loss,
+            loss=guests.guarded(loss, self.stop),
             seed=seed,
             device=self.device,
             state_path=self._state_path(key),

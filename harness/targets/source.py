@@ -38,6 +38,10 @@ class TargetSource(abc.ABC):
     def dataset(self, name: str, split: Split) -> Dataset:
         """Return a dataset, loaded once a run."""
 
+    def whole(self, name: str, split: Split) -> Dataset:
+        """Return a dataset whose content is what was loaded, whatever ran beside it in memory."""
+        return self.dataset(name, split)
+
     @abc.abstractmethod
     def defense(self, target: Target) -> Defense:
         """Return the defense as the target runs it."""

@@ -37,6 +37,10 @@ class Stop:
         if self.asked:
             raise Interrupted
 
+    def meant(self, error: BaseException) -> bool:
+        """Return whether an error that came through a guest's frames stops the run because of a signal."""
+        return self.asked and type(error) in (Interrupted, KeyboardInterrupt)
+
 
 Loss = Callable[[nn.Module, Batch, Draws], Tensor]
 """(module, batch, draws of role TRAIN) -> (N,) losses."""

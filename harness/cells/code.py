@@ -1,0 +1,201 @@
+"""The code that a number depends on: whether a guest replaced a function of the harness, torch or Python.
+
+A namespace (a module's or a class's names) is compared by the identity of its values, functions by their
+code and defaults as well, and the constants of the harness by their content.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import dataclasses
+import operator
+import sys
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+_MODULES = {
+    "builtins",
+    "dataclasses",
+    "hashlib",
+    "json",
+    "math",
+    "msgspec",
+    "numpy",
+    "os",
+    "random",
+    "safetensors.torch",
+    "time",
+    "torch",
+    "torch.autograd",
+    "torch.nn.functional",
+    "torch.random",
+}
+_PACKAGES = ("harness.", "torch.nn.modules.", "torch.optim.", "torch.autograd.", "torch._tensor")
+_USER_FILE = "harness_file_"
+_GROWING = {
+    "Storage",
+    "__annotations__",
+    "__warningregistry__",
+    "__parameters__",
+    "__abstractmethods__",
+}
+"""Names that Python, or torch for its default dtype, sets when a namespace is used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Namespace:
+    """The names of a module or class as they were."""
+
+    owner: Any
+    label: str
+    values: dict[str, Any]
+    ids: list[int]
+    functions: list[FunctionType]
+    facts: list[tuple[Any, ...]]
+    constants: dict[str, Any]
+
+    def is_whole(self) -> bool:
+        """Return whether no name and no function was replaced."""
+        if list(map(id, vars(self.owner).values())) != self.ids:
+            return False
+        return list(map(_facts, self.functions)) == self.facts
+
+
+_known: dict[str, list[Namespace]] = {}
+"""By module: what was read last, which is mostly what is there now."""
+
+
+def read() -> list[Namespace]:
+    """Return every namespace that is watched, as it is now."""
+    found: list[Namespace] = []
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and _is_watched(name):
+            known = _known.get(name)
+            if known is None or known[0].owner is not module or not known[0].is_whole():
+                known = _known[name] = [
+                    _namespace(owner, label) for owner, label in _owners(name, module)
+                ]
+            for place, space in enumerate(known):
+                if not space.is_whole():
+                    known[place] = _namespace(space.owner, space.label)
+            found += known
+    return found
+
+
+def restore(before: list[Namespace]) -> list[str]:
+    """Put back what was replaced; return the names of it.
+
+    A name ends with "(it cannot be put back)" where it could not be.
+    """
+    found = []
+    for space in before:
+        if not space.is_whole():
+            found += _restore_names(space)
+            for function, facts in zip(space.functions, space.facts, strict=True):
+                if _facts(function) != facts:
+                    function.__code__, function.__defaults__, function.__kwdefaults__ = facts
+                    found.append(f"code of {space.label}.{function.__name__}")
+            if not space.is_whole() and not _has_grown(space):
+                found.append(f"{space.label} (it cannot be put back)")
+        for name, value in space.constants.items():
+            held = space.values[name]
+            if held != value:
+                held.clear()
+                (held.extend if isinstance(held, list) else held.update)(value)
+                found.append(f"content of {space.label}.{name}")
+    return list(dict.fromkeys(found))
+
+
+def _has_grown(space: Namespace) -> bool:
+    """Return whether all that differs are names that came up by themselves."""
+    live = vars(space.owner)
+    return all(live.get(name) is value or name in _GROWING for name, value in space.values.items())
+
+
+def _is_watched(name: str) -> bool:
+    return name in _MODULES or name == "harness" or name.startswith((*_PACKAGES, _USER_FILE))
+
+
+def _owners(name: str, module: ModuleType) -> Iterator[tuple[Any, str]]:
+    """A module and the classes that it defines."""
+    yield module, name
+    if name != "builtins":
+        for key, value in list(vars(module).items()):
+            if isinstance(value, type) and value.__module__ == name:
+                yield value, f"{name}.{key}"
+
+
+def _namespace(owner: Any, label: str) -> Namespace:
+    values = dict(vars(owner))
+    own = label.startswith("harness.")
+    functions = (
+        [each for each in values.values() if type(each) is FunctionType]
+        if own or label.startswith(("torch.nn.", "torch._tensor"))
+        else []
+    )
+    constants = (
+        {
+            name: copy.copy(value)
+            for name, value in values.items()
+            if type(value) in (dict, list, set) and name.strip("_").isupper()
+        }
+        if own and isinstance(owner, ModuleType)
+        else {}
+    )
+    return Namespace(
+        owner,
+        label,
+        values,
+        list(map(id, values.values())),
+        functions,
+        list(map(_facts, functions)),
+        constants,
+    )
+
+
+_facts = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
+
+
+def _restore_names(space: Namespace) -> list[str]:
+    live, before = vars(space.owner), space.values
+    user = isinstance(space.owner, ModuleType) and space.label.startswith(_USER_FILE)
+    found = []
+    for name, value in list(live.items()):
+        if user and not (callable(value) and callable(before.get(name))):
+            continue  # what a user's file keeps for itself
+        if name in before:
+            if value is not before[name] and name not in _GROWING:
+                found.append(_put(space, name))
+        elif _matters(space, name, value):
+            found.append(_take_away(space, name))
+    found += [_put(space, name) for name in before if name not in live and name not in _GROWING]
+    return found
+
+
+def _matters(space: Namespace, name: str, value: Any) -> bool:
+    """Return whether a new name changes what existing code does: one that hides a builtin in a module, or a
+    method, a descriptor or an inherited name in a class. Caches and submodules come up by themselves."""
+    if isinstance(space.owner, ModuleType):
+        return hasattr(builtins, name)
+    if name in _GROWING:
+        return False
+    hides = not name.startswith("_") and any(hasattr(base, name) for base in space.owner.__bases__)
+    return hides or callable(value) or hasattr(value, "__get__")
+
+
+def _put(space: Namespace, name: str) -> str:
+    try:
+        setattr(space.owner, name, space.values[name])
+    except (AttributeError, TypeError):
+        return f"{space.label}.{name} (it cannot be put back)"
+    return f"{space.label}.{name}"
+
+
+def _take_away(space: Namespace, name: str) -> str:
+    try:
+        delattr(space.owner, name)
+    except (AttributeError, TypeError):
+        return f"{space.label}.{name} (it cannot be put back)"
+    return f"{space.label}.{name}"

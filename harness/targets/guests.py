@@ -1,0 +1,46 @@
+"""Guests in training: the code of a defense, a model and an inner attack, at every step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from harness.cells import guard, process
+from harness.random import Draws
+from harness.targets import memory, training
+from harness.types import Batch, HarnessError
+
+
+@contextlib.contextmanager
+def pure(what: str) -> Iterator[None]:
+    """Put the process back as it was after a training.
+
+    Raises:
+        HarnessError: defense, model or inner attack changed it. Random states alone are put back without a
+            word: dropout draws from them.
+    """
+    process.warm()
+    with guard.watched(noted=False) as found:
+        yield
+    lasting = [name for name in found if name != process.RANDOM]
+    guard.history.extend(lasting)
+    if lasting:
+        raise HarnessError(
+            f"{what} changed the process while it was trained: {guard.named(lasting)}. Its weights are not "
+            "kept: a defense, a model and an attack must leave all but their own tensors alone",
+            page="plugins",
+        )
+
+
+def guarded(loss: training.Loss, stop: training.Stop) -> training.Loss:
+    """Return a loss that raises nothing but one clean line, a refusal, or that memory ran out."""
+
+    def passes(error: BaseException) -> bool:
+        return stop.meant(error) or memory.ran_out(error)
+
+    def guarded_loss(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        return guard.call(lambda: loss(module, batch, draws), passes)
+
+    return guarded_loss
