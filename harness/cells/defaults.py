@@ -50,6 +50,31 @@ def step_size(dataset: str, *, epsilon: float, steps: int) -> float | None:
     return size if steps * size >= epsilon else None
 
 
+PUBLISHED_BATCH = 256
+"""The batch size of every published schedule."""
+
+
+def updates(dataset: str, plan: TrainingPlan) -> int | None:
+    """Return how many times a training updates the weights; None where the data set's size is not known."""
+    images = int(of(dataset)["train_images"])
+    if not images:
+        return None
+    return plan.epochs * -(-min(images, plan.limit or images) // plan.batch_size)
+
+
+def published_updates(dataset: str, plan: TrainingPlan, versions: int = 1) -> int | None:
+    """Return how many times the published schedule updates the weights, or None where there is none.
+
+    Args:
+        versions: how many training versions of each image one published epoch sees: all ten masks of
+            pure ME-Net (released code), one where each use draws afresh.
+    """
+    images = int(of(dataset)["train_images"])
+    if not images or not plan.paper_epochs:
+        return None
+    return plan.paper_epochs * -(-images * versions // PUBLISHED_BATCH)
+
+
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:
     """The training of a dataset, with what the user set instead.
 
