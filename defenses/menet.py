@@ -33,7 +33,8 @@ class MENet(Defense):
 
     `concat` puts the channels side by side and masks every matrix entry; `separate` estimates each
     channel on its own under one shared mask. `estimates` fixed training versions of each image, as in
-    the paper; 0 draws a fresh mask at every use, as adversarial training does.
+    the paper; 0 draws a fresh mask at every use, as adversarial training does, with `level`: p drawn
+    from the grid, or always its `highest`, as the released code does (it takes the ceiling of a fraction).
     """
 
     randomised: ClassVar[bool] = True
@@ -44,6 +45,7 @@ class MENet(Defense):
     masks: int = 10
     channels: Literal["concat", "separate"] = "concat"
     estimates: int = 10
+    level: Literal["drawn", "highest"] = "drawn"
 
     def __post_init__(self) -> None:
         if not 0 < self.p_low <= self.p_high <= 1:
@@ -91,10 +93,26 @@ class MENet(Defense):
     ) -> Tensor:
         if version is not None:
             return self._rebuild(images, draws, self.keep_probability(version))
+        return self._rebuild(images, draws, self._levels(images, draws))
+
+    def inner_transform(
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws,
+    ) -> Tensor:
+        """Return each image rebuilt from a fresh mask with the keep probability of the step outside."""
+        return self._rebuild(images, draws, self._levels(images, outer))
+
+    def _levels(self, images: Tensor, draws: OpaqueDraws) -> float | Tensor:
+        """Return the keep probability of each image's fresh training mask, (N,) or one for all."""
+        if self.level == "highest":
+            return self.keep_probability(self.masks - 1)
         lowest = self.keep_probability(0)
         width = self.keep_probability(1) - lowest if self.masks > 1 else 0.0
-        levels = lowest + width * draws.integers(self.masks, lane="level").to(images)
-        return self._rebuild(images, draws, levels)
+        return lowest + width * draws.integers(self.masks, lane="level").to(images)
 
     def _rebuild(self, images: Tensor, draws: OpaqueDraws, probability: float | Tensor) -> Tensor:
         _, channels, height, width = images.shape

@@ -33,6 +33,9 @@ class TrainingPlan:
     """Only so many training images."""
     inner: Spec | None = None
     """The attack of adversarial training."""
+    inner_transform: Literal["inference", "training"] = "inference"
+    """What the inner attack attacks: the defense as at `inference` (ME-Net: the mean keep probability), or
+    as this step's `training` transforms it (the keep probability that the step draws)."""
     epsilon: float = 0.0
     warmup: float = 0.0
     """Share of the epochs over which the inner attack's epsilon grows linearly to its full size."""

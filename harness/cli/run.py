@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 @click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255.")
 @click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Attack steps.")
-@click.option("--step-size", type=NUMBER, help="Default: the dataset's (0.01, 2/255), or the ball's.")
+@click.option(
+    "--step-size", type=NUMBER, help="Default: the dataset's (0.01, 2/255), or the ball's."
+)
 @click.option("--eot", type=click.IntRange(1), help="Draws that a step's gradient averages.")
 @click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True)

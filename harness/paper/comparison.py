@@ -29,8 +29,11 @@ _TRAINING = (
     "augment",
     "warmup",
     "inner",
+    "inner_transform",
     "epsilon",
 )
+
+_LABELS = {"inner": "inner attack", "inner_transform": "inner attack on the transformation of"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ def _training(
     for name in _TRAINING:
         a, b = getattr(here, name), getattr(there, name)
         if a != b and here.kind == there.kind:
-            label = name.replace("_", " ") if name != "inner" else "inner attack"
+            label = _LABELS.get(name, name.replace("_", " "))
             found.append(f"{label} {_text(a)}, not {_text(b)}")
     return found
 

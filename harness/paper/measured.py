@@ -93,6 +93,8 @@ def cell_name(cell: Cell) -> str:
     said = msgspec.to_builtins(cell)
     if cell.target.precision == "auto":  # as in `Workshop.resolved`; earlier records do not say it
         said["target"].pop("precision", None)
+    if cell.target.training.inner_transform == "inference":
+        said["target"]["training"].pop("inner_transform", None)
     return keys.key(said)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,12 @@ class Defended:
     precision: torch.dtype = torch.float32
     """Of the classifier alone: a transformation is always computed as it is written."""
     search: Precision = "auto"
+    outer: Draws | None = None
+    """The draws of the adversarial training step whose inner attack sees this; None elsewhere."""
+
+    def in_training(self, draws: Draws) -> Defended:
+        """Return itself as the inner attack of one training step meets it: transformed as that step is."""
+        return dataclasses.replace(self, outer=draws)
 
     def quick(self, device: torch.device) -> Defended:
         """Itself for searching and training: where `search` says so, its classifier computes in
@@ -47,7 +55,7 @@ class Defended:
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor:
         """What the classifier sees: (N, C, H, W) -> (N, C', H, W)."""
-        return self.defense.transform(images, self._inference_draws(images, draws), self.auxiliary)
+        return self._transformed(images, self._inference_draws(images, draws), self._step(draws))
 
     def training_transform(
         self, images: Tensor, draws: Draws, *, version: int | None = None
@@ -59,25 +67,28 @@ class Defended:
 
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
         """(N, K) logits at inference, differentiable by the images along the backward pass asked for."""
-        return self._classify(
-            images, self._inference_draws(images, draws), backward, training=False
-        )
+        apply = functools.partial(self._transformed, outer=self._step(draws))
+        return self._classify(images, self._inference_draws(images, draws), backward, apply)
 
     def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
         """(N, K) logits as training sees them: a fresh training version of each image."""
-        return self._classify(images, draws.opaque(), "declared", training=True)
+        apply = functools.partial(self.defense.training_transform, auxiliary=self.auxiliary)
+        return self._classify(images, draws.opaque(), "declared", apply)
 
     def _classify(
-        self, images: Tensor, draws: OpaqueDraws, backward: Backward, *, training: bool
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        backward: Backward,
+        apply: Callable[[Tensor, OpaqueDraws], Tensor],
     ) -> Tensor:
         defense = self.defense
-        apply = defense.training_transform if training else defense.transform
         kind = defense.backward if backward == "declared" else backward
         if kind == "exact" or not (images.requires_grad and torch.is_grad_enabled()):
-            seen = apply(images, draws, self.auxiliary)
+            seen = apply(images, draws)
         else:
             with torch.no_grad():
-                hard = apply(images.detach(), draws, self.auxiliary)
+                hard = apply(images.detach(), draws)
             if kind == "identity":
                 soft = images
             else:
@@ -91,6 +102,18 @@ class Defended:
             seen = _Straight.apply(soft, hard)
         return self.classify(seen)
 
+    def _step(self, draws: Draws) -> OpaqueDraws | None:
+        """Return the training step's draws for the images that its inner attack asks about."""
+        return (
+            None if self.outer is None else dataclasses.replace(self.outer, ids=draws.ids).opaque()
+        )
+
+    def _transformed(self, images: Tensor, draws: OpaqueDraws, outer: OpaqueDraws | None) -> Tensor:
+        """Return what the classifier sees at inference, or inside the attack of a training step."""
+        if outer is None:
+            return self.defense.transform(images, draws, self.auxiliary)
+        return self.defense.inner_transform(images, draws, self.auxiliary, outer=outer)
+
     def classify(self, seen: Tensor) -> Tensor:
         """(N, K) float32 logits of what the transformation gives."""
         if self.precision == torch.float32:
@@ -101,8 +124,11 @@ class Defended:
         return logits.float()
 
     def _inference_draws(self, images: Tensor, draws: Draws) -> OpaqueDraws:
-        """The defense's `randomness`: whose ids, and which place, the transformation draws at."""
-        if self.defense.randomness == "fresh":
+        """Return the draws that the defense's `randomness` says: whose ids, and at which place.
+
+        It is of inference alone: an inner attack of training meets fresh draws.
+        """
+        if self.defense.randomness == "fresh" or self.outer is not None:
             return draws.opaque()
         if self.defense.randomness == "fixed":
             ids = torch.zeros_like(draws.ids)
