@@ -1,4 +1,4 @@
-"""What a run takes where the user says nothing: `defaults.toml`, by dataset."""
+"""Look up what a run takes where the user says nothing: `defaults.toml`, by dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _table() -> dict[str, Any]:
 
 
 def of(dataset: str) -> dict[str, Any]:
-    """Model, epsilon, step size and training of a dataset; `"*"` for one that is not known."""
+    """Return model, epsilon, step size and training of a dataset; those of `"*"` for one not known."""
     table = _table()
     entry = dict(table.get(dataset.partition(":")[0], table["*"]))
     base = entry.pop("like", None)
@@ -36,6 +36,7 @@ def of(dataset: str) -> dict[str, Any]:
 
 
 def epsilon(dataset: str) -> float:
+    """Return the radius of the L-infinity ball, in pixel values of [0, 1]."""
     return number(str(of(dataset)["epsilon"]))
 
 
@@ -76,7 +77,7 @@ def published_updates(dataset: str, plan: TrainingPlan, versions: int = 1) -> in
 
 
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:
-    """The training of a dataset, with what the user set instead.
+    """Return the training of a dataset, with what the user set instead.
 
     `epochs` compresses the schedule: milestones are shares of it.
 

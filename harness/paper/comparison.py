@@ -83,7 +83,8 @@ def differences(claim: Claim, cell: Cell, published: Cell) -> tuple[str, ...]:
     ]
     found += _defense(claim, here.defense, there.defense)
     found += _probabilities(claim, here.defense)
-    found += _training(here.dataset, here.training, there.dataset, there.training)
+    found += _updates(here.dataset, here.training, there.dataset, there.training)
+    found += _plan(here.training, there.training, masked=is_menet(claim.defense))
     found += _attack(cell.attack, published.attack)
     found += _ball(cell.threat, published.threat)
     return tuple(found)
@@ -126,10 +127,10 @@ def keep_probabilities(defense: Spec) -> tuple[float, float] | None:
     return float(str(given[0])), float(str(given[1]))
 
 
-def _training(
+def _updates(
     dataset: str, here: TrainingPlan, published_dataset: str, there: TrainingPlan
 ) -> list[str]:
-    """Return how the training is another than the published one; the kind is named elsewhere."""
+    """Return how the training is shorter or longer than the published one, or on fewer images."""
     mine, theirs = defaults.updates(dataset, here), defaults.updates(published_dataset, there)
     found = []
     if mine != theirs and None not in (mine, theirs):
@@ -138,11 +139,21 @@ def _training(
         found.append(f"{here.epochs:,} of {there.epochs:,} epochs")
     if here.limit is not None and here.limit != there.limit:
         found.append(f"{here.limit:,} training images")
+    return found
+
+
+def _plan(here: TrainingPlan, there: TrainingPlan, *, masked: bool) -> list[str]:
+    """Return the fields of the plan that are not the published ones; its kind is named elsewhere."""
+    if here.kind != there.kind:
+        return []
+    found = []
     for name in _TRAINING:
-        a, b = getattr(here, name), getattr(there, name)
-        if a != b and here.kind == there.kind:
+        mine, theirs = getattr(here, name), getattr(there, name)
+        if mine != theirs and (
+            masked or name != "inner_transform"
+        ):  # one thing where nothing is masked
             label = _LABELS.get(name, name.replace("_", " "))
-            found.append(f"{label} {_text(a)}, not {_text(b)}")
+            found.append(f"{label} {_text(mine)}, not {_text(theirs)}")
     return found
 
 

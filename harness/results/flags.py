@@ -243,11 +243,10 @@ def _scaled(record: Record) -> str:
 
 def _versions(record: Record) -> int:
     """Return how many fixed training versions of each image the defense keeps; 1 where it keeps none."""
-    target = record.resolved.get("target")
-    if record.cell.target.training.kind != "pure" or not isinstance(target, Mapping):
+    if record.cell.target.training.kind != "pure":
         return 1
-    parameters = target.get("defense", {}).get("parameters", {})
-    return int(parameters.get("estimates") or 1)
+    kept = record.resolved.target.defense.parameters.get("estimates")
+    return kept if isinstance(kept, int) and kept > 0 else 1
 
 
 # --- records of one target ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The worst case of several attacks on one target, image by image. Needs no torch."""
+"""Find the worst case of several attacks on one target, image by image. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.types import ThreatModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Worst:
-    """What several attacks on one target leave together."""
+    """Hold what several attacks on one target leave together."""
 
     count: int
     mean: float
@@ -29,12 +29,12 @@ class Worst:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `mean`."""
+        """Return the 95 % Wilson interval of `mean`."""
         return wilson(self.mean * self.count, self.count)
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Record]]:
-    """Records whose outcomes may be joined: of one target, one set of images and one ball."""
+    """Return the records whose outcomes may be joined: of one target, one set of images and one ball."""
     found: dict[tuple[str, ThreatModel], list[Record]] = {}
     for record in records:
         place = (flags.target_key(record), record.cell.threat)
@@ -43,7 +43,7 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Reco
 
 
 def worst_case(records: Sequence[Record]) -> Worst:
-    """Of records of one target on the same images.
+    """Return the worst case of records of one target on the same images.
 
     Raises:
         ValueError: no records, or of different images or numbers of draws.
@@ -73,7 +73,7 @@ def worst_case(records: Sequence[Record]) -> Worst:
 
 
 def vote_outcomes(record: Record) -> list[bool]:
-    """(n,) whether each attacked image's vote is right; a strict majority in records that lack votes."""
+    """Return, image by image, whether the vote is right; a strict majority in records that lack votes."""
     if record.robust_votes:
         return unpack(record.robust_votes, record.count)
     rows = [unpack(row, record.count) for row in record.robust_outcomes]
@@ -81,7 +81,7 @@ def vote_outcomes(record: Record) -> list[bool]:
 
 
 def _split_minimum(rows: Sequence[Sequence[Sequence[bool]]], image: int) -> float:
-    """The share of draws in which one image is right under the attack that is its worst.
+    """Return the share of draws in which one image is right under the attack that is its worst.
 
     `rows[attack][draw][image]`. With one draw it is the plain minimum. With more, the even draws choose
     for the odd ones and the odd for the even; attacks that tie count alike.

@@ -100,12 +100,20 @@ def test_estimator_and_keep_probabilities(defense: str, says: str) -> None:
         ({"learning_rate": 0.05}, "learning rate 0.05, not 0.1"),
         ({"inner": parse("pgd(steps=2)")}, "inner attack pgd(steps=2), not pgd("),
         ({"warmup": 0.5}, "warmup 0.5, not 0"),
+        ({"inner_transform": "inference"}, "transformation of inference, not training"),
         ({"kind": "pure"}, "training pure, not adversarial"),
     ],
 )
 def test_training(changes: dict[str, object], says: str) -> None:
     claim, cell = claimed()
     assert any(says in each for each in differences(claim, trained(cell, **changes), cell))
+
+
+def test_what_the_inner_attack_meets_is_one_thing_where_nothing_is_masked() -> None:
+    place = place_of("table4", 0)
+    assert place.claim is not None and place.claim.defense == "madry"
+    cell = place.cells[0]
+    assert differences(place.claim, trained(cell, inner_transform="inference"), cell) == ()
 
 
 def test_attack_ball_data_and_network() -> None:

@@ -232,5 +232,8 @@ def _legend(figure: Any, handles: dict[str, Any], *, claimed: bool) -> None:
         )
     if shown:
         figure.legend(
-            list(shown.values()), list(shown), loc="outside lower center", ncols=len(shown)
+            list(shown.values()),
+            list(shown),
+            loc="outside lower center",
+            ncols=len(shown) if len(shown) < 5 else 3,
         )
