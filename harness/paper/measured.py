@@ -29,8 +29,6 @@ CELLS = "cells"
 """Folder of the results that says which record answers a cell: one record may answer cells that are
 spelled differently, and older records of a cell may lie beside the one that counts."""
 
-OUTSIDE = "mostly-outside"
-"""The flag of an attack whose images left the ball: what counts is the accuracy as returned."""
 ANY_ITERATE = "accuracy-any-iterate"
 
 State = Literal["holds", "fell", "untested", "unknown"]
@@ -74,7 +72,7 @@ class Number:
     @property
     def outside(self) -> bool:
         """Whether most images left the ball, so that the accuracy in it is not the attack's result."""
-        return OUTSIDE in self.flags
+        return audit.OUTSIDE in self.flags
 
     @property
     def compared(self) -> Compared | None:
@@ -182,7 +180,7 @@ class Results:
             for other in self._groups[_group(record)]
             if len(other.robust_outcomes) == len(record.robust_outcomes)
             and not _is_clean(other)
-            and OUTSIDE not in other.flags
+            and audit.OUTSIDE not in other.flags
         ]
         names = tuple(sorted({str(other.cell.attack) for other in group}))
         if _is_clean(record) or len(names) < 2:
@@ -219,7 +217,7 @@ def _group(record: Record) -> tuple[object, ...]:
 
 def share(place: Place, record: Record) -> Share:
     """Return what one record, of one seed, says in a place of a table."""
-    if OUTSIDE in record.flags:
+    if audit.OUTSIDE in record.flags:
         return Share(record.returned.mean, record.count)
     if place.settings.metric == ANY_ITERATE:
         looked = record.fooled_once_a_step

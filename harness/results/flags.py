@@ -18,6 +18,9 @@ from harness.results.records import Record
 from harness.results.statistics import in_percent, mcnemar
 from harness.storage import keys
 
+OUTSIDE = "mostly-outside"
+"""The flag of an attack whose images left the ball: what counts is the accuracy as returned."""
+
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",
     "masked-gradients": "the gradients vanish or mislead: an attack that needs none does better",
@@ -27,7 +30,7 @@ EXPLANATIONS: Mapping[str, str] = {
     "inconsistent-defense": "the defense answers one question in two ways: it may know who asks",
     "access-exceeded": "the attack took gradients that its declared access does not grant",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
-    "mostly-outside": "most attacked images left the ball, where they count as not attacked: see `returned`",
+    OUTSIDE: "most images left the ball, where they count as not attacked: what is shown is as returned",
     "model-changed": "the attack changed weights, buffers or mode; they were put back",
     "at-chance": "the model knows no more than chance without any attack: there is nothing to defend",
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
@@ -68,7 +71,7 @@ def flags(record: Record, *, model_changed: bool = False) -> dict[str, str]:
         "inconsistent-defense": partial(inconsistent, smallest=SMALLEST),
         "access-exceeded": _access,
         "invalid-examples": _invalid,
-        "mostly-outside": _outside,
+        OUTSIDE: _outside,
         "masked-gradients": _gradients,
         "silent-success": _silent,
         "noise-success": _noise,
@@ -257,7 +260,7 @@ def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     found = {record.key: dict(record.flags) for record in records}
     for record in records:  # records made before this flag was known lack it
         if reason := _outside(record):
-            found[record.key].setdefault("mostly-outside", reason)
+            found[record.key].setdefault(OUTSIDE, reason)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(target_key(record), []).append(record)

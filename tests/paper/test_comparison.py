@@ -15,6 +15,7 @@ from harness.paper.comparison import compare, differences, keep_probabilities
 from harness.paper.expansion import Place
 from harness.paper.measured import Results, verdict
 from harness.results import flags
+from harness.results.tables import counted, summary
 from harness.spec import parse
 from harness.storage.store import Store
 from harness.types import ThreatModel
@@ -231,6 +232,9 @@ def test_images_outside_the_ball_are_scored_as_returned(tmp_path: Path) -> None:
     assert number.measured.count == COUNT
     assert "5.0" in tables.shown(number) and "as returned, outside the ball" in tables.shown(number)
     assert "90" not in tables.shown(number)
+    flagged = number.records[0]
+    assert counted(flagged).mean == 0.05 and counted(made) == made.robust
+    assert "| 5.0 " in summary([flagged], {})
 
 
 @pytest.mark.parametrize(
