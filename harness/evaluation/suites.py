@@ -38,7 +38,7 @@ def _table(suite: str) -> dict[str, Any]:
 
 
 def is_suite(name: str) -> bool:
-    """Whether a word of the command line, such as `adaptive`, stands for several attacks."""
+    """Say whether a word of the command line, such as `adaptive`, stands for several attacks."""
     return name == "adaptive"
 
 

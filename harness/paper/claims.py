@@ -34,7 +34,7 @@ class Claim:
 
     @property
     def black_box(self) -> bool:
-        """Whether it is about an attacker who does not see the model: white-box attacks refute nothing."""
+        """Say whether the attacker does not see the model: then white-box attacks refute nothing."""
         return self.attack.startswith(("transfer", "boundary", "spsa"))
 
     @property
@@ -78,7 +78,7 @@ def by_key() -> dict[tuple[object, ...], Claim]:
 
 
 def is_menet(defense: str) -> bool:
-    """Whether a defense is ME-Net with some estimator."""
+    """Say whether a defense is ME-Net with some estimator."""
     return defense == FAMILY or defense.startswith(f"{FAMILY}-")
 
 

@@ -45,7 +45,7 @@ class Place:
 
     @property
     def full_scale(self) -> bool:
-        """Whether nothing but seed and scoring draws differs from the paper's scale."""
+        """Say whether nothing but seed and scoring draws differs from the paper's scale."""
         return (
             bool(self.cells)
             and self.published is not None

@@ -71,7 +71,7 @@ class Number:
 
     @property
     def outside(self) -> bool:
-        """Whether most images left the ball, so that the accuracy in it is not the attack's result."""
+        """Say whether most images left the ball, so that the accuracy in it is not the attack's result."""
         return audit.OUTSIDE in self.flags
 
     @property
@@ -139,7 +139,7 @@ class Results:
         }
 
     def _answers(self, table: Protocol, profile: Profile, dataset: str, name: str) -> bool:
-        """Whether a cell of the table was run with `name` in place of `dataset`."""
+        """Say whether a cell of the table was run with `name` in place of `dataset`."""
         return any(
             place.settings.dataset == dataset and any(map(self.find, place.cells))
             for place in expansion.expand(table, profile, {dataset: name})

@@ -96,7 +96,7 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vary: Literal["", "eot", "queries"] = ""
     """What a curve varies: points beyond a profile's cap are left out, not measured with less."""
     suite: bool = True
-    """Whether the column `after the adaptive suite` makes sense here."""
+    """Say whether the column `after the adaptive suite` makes sense here."""
     datasets: list[str] = []
     defenses: list[str] = []
     images: Count = 2000

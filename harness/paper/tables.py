@@ -94,7 +94,7 @@ def _any(numbers: Sequence[Number]) -> bool:
 
 
 def claims_anything(numbers: Sequence[Number]) -> bool:
-    """Whether the table has claims at all: one that goes beyond the paper has none."""
+    """Say whether the table has claims at all: one that goes beyond the paper has none."""
     return any(number.place.claim is not None for number in numbers)
 
 
