@@ -72,7 +72,7 @@ def expand(
             continue
         ball = dataclasses.replace(threat, epsilon=_radius(row.get("radius"), threat.epsilon))
         asked = dict(overrides or {})
-        spec, scaled = _fitted(row, ball, asked, is_random(defense), scale)
+        spec, scaled = _fitted(row, ball, asked, defense.is_random, scale)
         entries.append(
             Entry(name=row["name"], why=row["why"], attack=spec, threat=ball, scaled=scaled)
         )
