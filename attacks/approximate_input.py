@@ -1,4 +1,4 @@
-"""The first adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
+"""Provide the first adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ApproximateInput(ProjectedGradient):
     The paper: the adversary "uses the exact preprocess method to approximate/reconstruct an input,
     and attacks the newly constructed image using the BPDA procedure". Read as written, the ball lies
     around the rebuilt image and the result may leave the one around the original: such an attack is
-    not `bounded`, and its images outside count as not attacked.
+    not `bounded`, and its images outside count as not attacked: its result is the accuracy as returned.
     """
 
     adaptive: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class ApproximateInput(ProjectedGradient):
         return self.ball == "original"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images in the box, and in the ball around the original or the rebuilt image.
+        """Return perturbed images in the box, and in the ball around the original or the rebuilt image.
 
         Raises:
             HarnessError: the transformation gives the classifier something else than an image.
@@ -64,6 +64,6 @@ class ApproximateInput(ProjectedGradient):
 
 
 class _Transforming(Protocol):
-    """A victim that shows its transformation, as white-box access does."""
+    """Describe a victim that shows its transformation, as white-box access does."""
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""The second adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
+"""Provide the second adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProjectedBPDA(ProjectedGradient):
         at_least_one("rank", self.rank)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return perturbed images, in the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         left, right = structure(batch.images, self.rank)
@@ -48,13 +48,13 @@ class ProjectedBPDA(ProjectedGradient):
 
 
 def structure(images: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Top left (N, H, rank) and right (N, C * W, rank) singular vectors of each image's matrix."""
+    """Return the top left (N, H, rank) and right (N, C * W, rank) singular vectors of each image's matrix."""
     left, _, right = torch.linalg.svd(_matrix(images), full_matrices=False)
     return left[:, :, :rank], right.mT[:, :, :rank]
 
 
 def project_onto(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """U U^T G V V^T for every image G (N, C, H, W), U and V with orthonormal columns."""
+    """Return U U^T G V V^T for every image G (N, C, H, W), U and V with orthonormal columns."""
     core = left.mT @ _matrix(images) @ right
     count, channels, height, width = images.shape
     matrix = left @ core @ right.mT
@@ -62,5 +62,5 @@ def project_onto(images: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _matrix(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, C * W): the channels side by side, as ME-Net's `concat`."""
+    """Reshape (N, C, H, W) to (N, H, C * W): the channels side by side, as ME-Net's `concat`."""
     return images.transpose(1, 2).flatten(2)

@@ -42,7 +42,8 @@ class MENet(Defense):
 
     `concat` puts the channels side by side and masks every matrix entry; `separate` estimates each
     channel on its own under one shared mask. `estimates` fixed training versions of each image, as in
-    the paper; 0 draws a fresh mask at every use, as adversarial training does.
+    the paper; 0 draws a fresh mask at every use, as adversarial training does, with `level`: p drawn
+    from the grid, or always its `highest`, as the released code does (it takes the ceiling of a fraction).
     """
 
     randomised: ClassVar[bool] = True
@@ -54,6 +55,7 @@ class MENet(Defense):
     masks: int = 10
     channels: Literal["concat", "separate"] = "concat"
     estimates: int = 10
+    level: Literal["drawn", "highest"] = "drawn"
 
     def __post_init__(self) -> None:
         if not 0 < self.p_low <= self.p_high <= 1:
@@ -101,7 +103,13 @@ class MENet(Defense):
         return self._rebuild(images, draws, self.inference_probability)
 
     def transform_along(
-        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+        self,
+        backward: str,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws | None = None,
     ) -> Tensor:
         """Return the rebuilt images, differentiable along `mask-aware` or `straight`.
 
@@ -109,7 +117,8 @@ class MENet(Defense):
         mask dropped, which has no influence, and the identity on average over masks. `straight` is exact
         through mask and estimation, and passes the final clip to [-1, 1] as if it were not there.
         """
-        return self._rebuild(images, draws, self.inference_probability, backward)
+        share = self.inference_probability if outer is None else self._levels(images, outer)
+        return self._rebuild(images, draws, share, backward)
 
     def training_transform(
         self,
@@ -121,10 +130,26 @@ class MENet(Defense):
     ) -> Tensor:
         if version is not None:
             return self._rebuild(images, draws, self.keep_probability(version))
+        return self._rebuild(images, draws, self._levels(images, draws))
+
+    def inner_transform(
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws,
+    ) -> Tensor:
+        """Return each image rebuilt from a fresh mask with the keep probability of the step outside."""
+        return self._rebuild(images, draws, self._levels(images, outer))
+
+    def _levels(self, images: Tensor, draws: OpaqueDraws) -> float | Tensor:
+        """Return the keep probability of each image's fresh training mask, (N,) or one for all."""
+        if self.level == "highest":
+            return self.keep_probability(self.masks - 1)
         lowest = self.keep_probability(0)
         width = self.keep_probability(1) - lowest if self.masks > 1 else 0.0
-        levels = lowest + width * draws.integers(self.masks, lane="level").to(images)
-        return self._rebuild(images, draws, levels)
+        return lowest + width * draws.integers(self.masks, lane="level").to(images)
 
     def _rebuild(
         self,
@@ -142,7 +167,10 @@ class MENet(Defense):
         if not (images.requires_grad and torch.is_grad_enabled()):
             return estimated(backward="none")
         if backward == "mask-aware":
-            weight = mask.to(images) / probability
+            share = (
+                probability if isinstance(probability, float) else probability.reshape(-1, 1, 1, 1)
+            )
+            weight = mask.to(images) / share
             return straight_through(images * weight, estimated(backward="none"))
         return estimated(backward="straight" if backward == "straight" else "exact")
 

@@ -82,7 +82,13 @@ class TotalVariationMinimisation(Defense):
         ).images
 
     def transform_along(
-        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+        self,
+        backward: str,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws | None = None,
     ) -> Tensor:
         """Return the smooth images, differentiable along `mask-aware`.
 

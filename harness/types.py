@@ -234,6 +234,21 @@ class Defense(abc.ABC):
         """
         return self.transform(images, draws, auxiliary)
 
+    def inner_transform(
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws,
+    ) -> Tensor:
+        """Return what the classifier sees inside the attack of one adversarial training step.
+
+        `draws` are the attack's own, one place for each of its steps; `outer` are those with which
+        `training_transform` is called in the same training step, for what both are to share.
+        """
+        return self.transform(images, draws, auxiliary)
+
     def surrogate(
         self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
     ) -> Tensor:
@@ -241,7 +256,13 @@ class Defense(abc.ABC):
         return images
 
     def transform_along(
-        self, backward: str, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
+        self,
+        backward: str,
+        images: Tensor,
+        draws: OpaqueDraws,
+        auxiliary: nn.Module | None = None,
+        *,
+        outer: OpaqueDraws | None = None,
     ) -> Tensor:
         """Return `transform` of the same draws, differentiable along one of `backward_passes`."""
         raise HarnessError(

@@ -2,8 +2,8 @@
 
     python tools/reproduction.py results/laptop --profile laptop
 
-Every number is that of a record in the folder, and links to it. Numbers at a smaller scale than the paper's
-decide nothing.
+Every number is that of a record in the folder, and links to it. `agrees` and `differs` stand only where no
+setting is another than the claim's; else the settings are named, and how the interval lies to the claim.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import re
 from pathlib import Path
 
 from harness.paper import protocol
+from harness.paper.claims import refutations
 from harness.paper.measured import Number, Results, percent, verdict
+from harness.paper.tables import claimed, shown
 from harness.storage.store import Store
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"
 BEGIN, END = "<!-- claims: made by tools/reproduction.py -->", "<!-- end of claims -->"
-HEAD = ["where", "claimed", "measured here", "worst case", "scale here", "state"]
+HEAD = ["where", "claimed", "measured here", "worst case", "scale here", "against the claim"]
+SIDES = {"below": "below it", "within": "around it", "above": "above it"}
 
 
 def scale(number: Number) -> str:
-    """`200 images, 8 epochs`"""
+    """Return `200 images, 8 epochs`."""
     if not number.records:
         return "–"
     record = number.records[0]
@@ -30,25 +33,40 @@ def scale(number: Number) -> str:
 
 
 def row(number: Number, labels: list[str], column: str, results: Path) -> list[str]:
-    claim, found = number.place.claim, verdict(number)
-    assert claim is not None and found is not None
+    """Return the cells of one claim's line."""
     measured = "–"
     if number.measured is not None:
         link = f"../{results.as_posix()}/records/{number.records[0].key}.json"
-        measured = f"[{percent(number.measured)}]({link})"
+        measured = f"[{shown(number)}]({link})"
     after = percent(number.after.share) if number.after else "–"
-    reason = "" if claim.value is None or number.measured else f": {found.says}"
     return [
         f"{' / '.join(labels)}: {column}",
-        "–" if claim.value is None else f"{claim.value:g}",
+        claimed(number),
         measured,
         after,
         scale(number),
-        f"fell: {found.says.split(';')[0]}" if found.state == "fell" else found.state + reason,
+        against(number),
     ]
 
 
+def against(number: Number) -> str:
+    """Return what the measurement says about the claim, and who refuted it."""
+    claim, judged, compared = number.place.claim, verdict(number), number.compared
+    assert claim is not None and judged is not None
+    if claim.value is None:
+        said = "the claimed number is not known"
+    elif compared is None:
+        said = "not measured" + (f": {number.reason}" if number.reason else "")
+    elif compared.differences:
+        said = f"{compared.state}, {SIDES[compared.side]}: {'; '.join(compared.differences)}"
+    else:
+        said = compared.state
+    refuted = [f"{other.value:g}, {other.source} ({other.attack})" for other in refutations(claim)]
+    return "; ".join([said, *(f"refuted: {each}" for each in refuted)])
+
+
 def text(results: Path, profile_name: str) -> str:
+    """Return the page's part: a table for each protocol that claims something."""
     profile, found = protocol.profile(profile_name), Results(Store(results))
     lines = []
     for name in protocol.names():

@@ -21,6 +21,7 @@ class TrainingPlan:
     kind: Training | Literal["given"] = "pure"
     """`given`: the model came with its weights and is not trained here."""
     epochs: int
+    """An epoch sees each training image once, one of its versions where a defense keeps several."""
     batch_size: int = 256
     optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
@@ -33,11 +34,15 @@ class TrainingPlan:
     """Only so many training images."""
     inner: Spec | None = None
     """The attack of adversarial training."""
+    inner_transform: Literal["inference", "training"] = "inference"
+    """What the inner attack attacks: the defense as at `inference` (ME-Net: the mean keep probability), or
+    as this step's `training` transforms it (the keep probability that the step draws)."""
     epsilon: float = 0.0
     warmup: float = 0.0
     """Share of the epochs over which the inner attack's epsilon grows linearly to its full size."""
     paper_epochs: int | None = None
-    """How many epochs the published schedule has: fewer is scaled down."""
+    """How many epochs the published schedule has: fewer updates than its are scaled down. An epoch of
+    the released code sees every version of each image (`defaults.published_updates`)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):

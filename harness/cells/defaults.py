@@ -1,4 +1,4 @@
-"""What a run takes where the user says nothing: `defaults.toml`, by dataset."""
+"""Look up what a run takes where the user says nothing: `defaults.toml`, by dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _table() -> dict[str, Any]:
 
 
 def of(dataset: str) -> dict[str, Any]:
-    """Return model, epsilon, step size and training of a dataset; `"*"` for one that is not known."""
+    """Return model, epsilon, step size and training of a dataset; those of `"*"` for one not known."""
     table = _table()
     entry = dict(table.get(dataset.partition(":")[0], table["*"]))
     base = entry.pop("like", None)
@@ -36,6 +36,7 @@ def of(dataset: str) -> dict[str, Any]:
 
 
 def epsilon(dataset: str) -> float:
+    """Return the radius of the L-infinity ball, in pixel values of [0, 1]."""
     return number(str(of(dataset)["epsilon"]))
 
 
@@ -48,6 +49,31 @@ def step_size(dataset: str, *, epsilon: float, steps: int) -> float | None:
         return None
     size = number(str(of(dataset)["step_size"]))
     return size if steps * size >= epsilon else None
+
+
+PUBLISHED_BATCH = 256
+"""The batch size of every published schedule."""
+
+
+def updates(dataset: str, plan: TrainingPlan) -> int | None:
+    """Return how many times a training updates the weights; None where the data set's size is not known."""
+    images = int(of(dataset)["train_images"])
+    if not images:
+        return None
+    return plan.epochs * -(-min(images, plan.limit or images) // plan.batch_size)
+
+
+def published_updates(dataset: str, plan: TrainingPlan, versions: int = 1) -> int | None:
+    """Return how many times the published schedule updates the weights, or None where there is none.
+
+    Args:
+        versions: how many training versions of each image one published epoch sees: all ten masks of
+            pure ME-Net (released code), one where each use draws afresh.
+    """
+    images = int(of(dataset)["train_images"])
+    if not images or not plan.paper_epochs:
+        return None
+    return plan.paper_epochs * -(-images * versions // PUBLISHED_BATCH)
 
 
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:

@@ -156,6 +156,8 @@ def cells_on(
                 if value is not None
             },
         )
+        unoffered = suites.left_out(str(name), plugins.defense(target.defense), threat)
+        notes += [f"{name} suite, {line}" for line in unoffered]
         if given:
             entries, left_out = suites.without_copies(entries)
             notes += [f"{name} suite, {line}" for line in left_out]

@@ -1,11 +1,10 @@
-"""Suites of attacks as data (`recipes/*.toml`), made ready for one defense and one ball."""
+"""Make suites of attacks (`recipes/*.toml`) ready for one defense and one ball."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib.resources
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,13 +13,14 @@ from harness.registry import attacks, defenses
 from harness.spec import build, parse
 from harness.types import Attack, Defense, HarnessError, Spec, ThreatModel
 
-_LEAST = {"steps": 10, "eot": 2, "queries": 100, "samples": 16}
-"""Below these no share of a budget goes."""
+_LEAST = {"steps": 10, "eot": 2, "samples": 2, "queries": 20}
+"""The factors of a budget, and what no share of it goes below: alike for all attacks, so that of two attacks
+the dearer stays the dearer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One attack of a suite, made ready for one defense and one ball."""
+    """Hold one attack of a suite, made ready for one defense and one ball."""
 
     name: str
     why: str
@@ -37,7 +37,7 @@ def _table(suite: str) -> dict[str, Any]:
 
 
 def is_suite(name: str) -> bool:
-    """Whether a word of the command line, such as `adaptive`, stands for several attacks."""
+    """Say whether a word of the command line, such as `adaptive`, stands for several attacks."""
     return name == "adaptive"
 
 
@@ -49,11 +49,13 @@ def expand(
     scale: float = 1.0,
     overrides: Mapping[str, int] | None = None,
 ) -> list[Entry]:
-    """The attacks of a suite that apply to `defense`.
+    """Return the attacks of a suite that apply to `defense`, in the suite's order.
+
+    Those whose backward pass the defense does not offer are not among them: `left_out` names them.
 
     Args:
-        scale: the share of the published budget of passes, in (0, 1]: steps and draws shrink by its
-            square root each, queries by all of it.
+        scale: the share of the published budget of passes, in (0, 1]. Its factors (steps and draws,
+            steps and samples) shrink alike; an attack that costs more than another never costs less.
         overrides: `steps` or `eot` to take instead of the recipes'.
 
     Raises:
@@ -63,27 +65,58 @@ def expand(
         raise HarnessError(
             f"a budget scale of {scale}: it must be above 0 and at most 1", page="flags"
         )
+    entries = []
+    for row in _applying(suite, defense, threat):
+        if _missing(row, defense):
+            continue
+        radius = _radius(row.get("radius"), threat.epsilon)
+        if threat.norm == "linf":
+            radius = min(radius, 1.0)  # every image there is
+        ball = dataclasses.replace(threat, epsilon=radius)
+        asked = dict(overrides or {})
+        spec, scaled = _fitted(row, ball, asked, defense.is_random, scale)
+        entries.append(
+            Entry(name=row["name"], why=row["why"], attack=spec, threat=ball, scaled=scaled)
+        )
+    return entries
+
+
+def left_out(suite: str, defense: Defense, threat: ThreatModel) -> list[str]:
+    """Return a line for each attack of a suite whose backward pass the defense does not offer."""
+    return [
+        f"{row['name']} is left out: the defense offers no backward pass {missing!r}"
+        for row in _applying(suite, defense, threat)
+        if (missing := _missing(row, defense))
+    ]
+
+
+def _missing(row: Mapping[str, Any], defense: Defense) -> str:
+    """Return the backward pass that a row asks for and the defense does not offer, or nothing."""
+    asked = ""
+
+    def look(inner: Spec) -> Spec:
+        nonlocal asked
+        asked = str(inner.parameters.get("backward", ""))
+        return inner
+
+    _innermost(parse(row["attack"]), look)
+    offered = defense.offered_backward_passes
+    return asked if asked and asked not in offered else ""
+
+
+def _applying(suite: str, defense: Defense, threat: ThreatModel) -> list[Mapping[str, Any]]:
+    """Return the rows of a suite whose norm and conditions hold."""
     holds = {
         "randomised": defense.is_random,
         "differentiable": defense.differentiable,
         "approximated": defense.backward != "exact",
     }
-    holds |= dict.fromkeys(defense.backward_passes, True)
-    entries = []
-    for row in _table(suite)["attacks"]:
-        wanted = threat.norm in row.get("norms", ("linf", "l2"))
-        if not wanted or not all(holds.get(each, False) for each in row.get("when", ())):
-            continue
-        radius = _radius(row.get("radius"), threat.epsilon)
-        if threat.norm == "linf":
-            radius = min(radius, 1.0)  # all there is
-        ball = dataclasses.replace(threat, epsilon=radius)
-        asked = dict(overrides or {})
-        spec, scaled = _fitted(row, ball, asked, holds["randomised"], scale)
-        entries.append(
-            Entry(name=row["name"], why=row["why"], attack=spec, threat=ball, scaled=scaled)
-        )
-    return entries
+    return [
+        row
+        for row in _table(suite)["attacks"]
+        if threat.norm in row.get("norms", ("linf", "l2"))
+        and all(holds[condition] for condition in row.get("when", ()))
+    ]
 
 
 def needs_another_model(spec: Spec) -> bool:
@@ -132,17 +165,21 @@ def _fitted(
     randomised: bool,
     scale: float,
 ) -> tuple[Spec, str]:
-    """(the attack of a row with what was asked for or cut to `scale`, how it is less than published)."""
+    """Return the attack of a row with what was asked for or cut to `scale`, and how it is less than
+    published."""
     less: list[str] = []
 
     def fit(inner: Spec) -> Spec:
         chosen = dict(inner.parameters)
         if not randomised:
             chosen.pop("eot", None)
-        for name in chosen.keys() & (_LEAST.keys() | asked.keys()):
+        factors = [name for name in _LEAST if name in chosen]
+        rest = scale
+        for place, name in enumerate(factors):
             published = int(chosen[name])
-            share = scale if name in ("queries", "samples") else math.sqrt(scale)
-            fitted = min(published, max(_LEAST.get(name, 1), round(published * share)))
+            share = rest ** (1 / (len(factors) - place))  # what the floor of one takes, others give
+            fitted = min(published, max(_LEAST[name], round(published * share)))
+            rest = min(1.0, rest * published / fitted)
             chosen[name] = str(asked.get(name, fitted))
             if int(chosen[name]) < published:
                 less.append(f"{chosen[name]} of {published} {name}")
@@ -155,7 +192,7 @@ def _fitted(
 
 
 def _innermost(spec: Spec, change: Callable[[Spec], Spec]) -> Spec:
-    """The spec with `change` done to the attack inside all others."""
+    """Return the spec with `change` done to the attack inside all others."""
     if spec.inner is None:
         return change(spec)
     return dataclasses.replace(spec, inner=_innermost(spec.inner, change))

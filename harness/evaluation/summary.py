@@ -105,6 +105,7 @@ def record(
     backwards = _join(shards, "backwards").double()
     dead = _join(shards, "dead_gradients").double()
     fooled = _join(shards, "first_fooled") >= 0
+    looked = _join(shards, "fooled_looks") > 0
     wrong = (scored.adversarial != labels).any(dim=0)
     l2 = scored.l2[wrong & torch.isfinite(scored.l2)]
     linf = scored.linf[wrong & torch.isfinite(scored.linf)]
@@ -130,6 +131,7 @@ def record(
         images=images_digest(shards),
         fooled_on_the_way=_share(fooled) if len(fooled) else 0.0,
         fooled_outcomes=pack(fooled.tolist()),
+        fooled_once_a_step=_share(looked) if len(looked) else 0.0,
         trace=_trace(shards, getattr(attack, "steps", 0)),
         distances={
             name: value  # JSON knows neither NaN nor infinity: what is not known is left out

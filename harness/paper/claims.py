@@ -1,4 +1,4 @@
-"""What the paper, and those who attacked it, claim: `protocols/claims.csv`. Needs no torch."""
+"""Read what the paper, its users and its attackers published: `protocols/claims.csv`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import functools
 import importlib.resources
 from typing import Any
 
+FAMILY = "menet"
+"""The word of a claim that does not say which estimator its ME-Net used."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One published number, in percent; `value` is None where the number is not known here."""
+    """Hold one published number, in percent; `value` is None where the number is not known here."""
 
     id: str
-    """The table or figure: `table4`, `figure6`; `refuted` for what others measured."""
+    """The table or figure: `table4`, `figure6`; `appendix` for what users quote from the appendix,
+    `rerun` for what users measured with the authors' code, `refuted` for what attackers measured."""
     dataset: str
     model: str
     defense: str
+    p: tuple[float, float] | None
+    """The range of keep probabilities in training; None where there is no mask or it is not known."""
     training: str
     attack: str
     steps: int | None
@@ -28,12 +34,12 @@ class Claim:
 
     @property
     def black_box(self) -> bool:
-        """Whether it is about an attacker who does not see the model: white-box attacks refute nothing."""
+        """Say whether the attacker does not see the model: then white-box attacks refute nothing."""
         return self.attack.startswith(("transfer", "boundary", "spsa"))
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a protocol's cell finds its claim by."""
+        """Return what a protocol's cell finds its claim by."""
         return (
             self.id,
             self.dataset,
@@ -48,7 +54,7 @@ class Claim:
 
 @functools.cache
 def load() -> tuple[Claim, ...]:
-    """All claims, in the order of the file."""
+    """Return all claims, in the order of the file."""
     text = (
         importlib.resources.files("harness.paper.protocols")
         .joinpath("claims.csv")
@@ -60,30 +66,64 @@ def load() -> tuple[Claim, ...]:
 def _claim(row: dict[str, Any]) -> Claim:
     for name, kind in (("steps", int), ("value", float)):
         row[name] = kind(row[name]) if row[name] else None
+    low, _, high = row["p"].partition("-")
+    row["p"] = (float(low), float(high)) if low else None
     return Claim(**row)
 
 
 @functools.cache
 def by_key() -> dict[tuple[object, ...], Claim]:
-    """The claims by what names them. Every name occurs once."""
+    """Return the claims by what names them. Every name occurs once."""
     return {claim.key: claim for claim in load()}
 
 
+def is_menet(defense: str) -> bool:
+    """Say whether a defense is ME-Net with some estimator."""
+    return defense == FAMILY or defense.startswith(f"{FAMILY}-")
+
+
+def beside(claim: Claim) -> list[Claim]:
+    """Return what else is published for the same ME-Net under the same attack, whatever its estimator.
+
+    The paper's own tables, its appendix as users quote it, and users' reruns of the authors' code:
+    one of the two is of another source than the paper's main text, and p is known and the same.
+    """
+    if not is_menet(claim.defense) or claim.p is None:
+        return []
+    return [
+        other
+        for other in load()
+        if other.id != claim.id
+        and {other.id, claim.id} & {"appendix", "rerun"}
+        and "refuted" not in (other.id, claim.id)
+        and is_menet(other.defense)
+        and (other.dataset, other.model, other.p, other.training)
+        == (claim.dataset, claim.model, claim.p, claim.training)
+        and (other.attack, other.steps, other.metric) == (claim.attack, claim.steps, claim.metric)
+        and other.value is not None
+    ]
+
+
 def refutations(claim: Claim) -> list[Claim]:
-    """Lower robust accuracies that others published for the same defense, trained the same way.
+    """Return lower robust accuracies that others published for the same defense, trained the same way.
 
     The attack need not be the same: a claim of white-box robustness is one against any attack in the
-    ball.
+    ball. The metric is: that an image was fooled at some iterate refutes no accuracy.
     """
-    if claim.id == "refuted" or claim.value is None or claim.attack == "clean" or claim.black_box:
+    if (
+        claim.id in ("refuted", "rerun")
+        or claim.value is None
+        or claim.attack == "clean"
+        or claim.black_box
+    ):
         return []
     return [
         other
         for other in load()
         if other.id == "refuted"
         and other.attack != "clean"
-        and (other.dataset, other.defense, other.training)
-        == (claim.dataset, claim.defense, claim.training)
+        and (other.dataset, other.defense, other.training, other.metric)
+        == (claim.dataset, claim.defense, claim.training, claim.metric)
         and other.value is not None
         and other.value < claim.value
     ]

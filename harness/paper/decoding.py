@@ -1,4 +1,4 @@
-"""TOML -> typed values; what does not fit is refused with file, line, key and the nearest allowed word."""
+"""Decode TOML into typed values; refuse what does not fit with file, line, key and nearest allowed word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def decode(text: str, kind: type[T], file: str) -> T:
-    """The typed value of a TOML text.
+    """Return the typed value of a TOML text.
 
     Raises:
         HarnessError: with file, line, key, and the nearest allowed word.
@@ -58,7 +58,7 @@ def _wrong(message: str, raw: Any, text: str, kind: Any, file: str) -> HarnessEr
 
 
 def _name_keys(path: str, raw: Any) -> str:
-    """msgspec writes `[...]` for a key of a dictionary: the keys, where there is one alone."""
+    """Return the path with its keys: msgspec writes `[...]` for a key of a dictionary."""
     if "[...]" not in path:
         return path
     before, _, after = path.partition("[...]")
@@ -92,7 +92,7 @@ def _follow(raw: Any, path: str) -> Any:
 
 
 def _type_at(kind: Any, path: str) -> Any:
-    """The type that stands at a path: to say which words it allows."""
+    """Return the type that stands at a path, to say which words it allows."""
     for step in _steps(path):
         kind = _plain(kind)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -119,7 +119,7 @@ def _literals(kind: Any) -> tuple[Any, ...]:
 
 
 def line_of(text: str, path: str) -> int:
-    """The line of a key such as `.rows[1].steps`, 1 where it cannot be found."""
+    """Return the line of a key such as `.rows[1].steps`, 1 where it cannot be found."""
     wanted = _steps(path)
     seen: dict[tuple[str, ...], int] = {}
     best = (0, 1)

@@ -1,4 +1,4 @@
-"""Protocol x profile -> cells. Needs no torch, so that tables can be drawn without it."""
+"""Expand a protocol and a profile into cells. Needs no torch, so that tables can be drawn without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from harness.cells import defaults
 from harness.cells.cells import Cell, Target
-from harness.paper import claims, protocol
+from harness.paper import claims, comparison, protocol
 from harness.paper.claims import Claim
 from harness.paper.protocol import Column, Profile, Protocol, Row, Rule, Settings
 from harness.registry import defenses, nearest
@@ -24,7 +24,7 @@ _SETTINGS = Settings.__struct_fields__
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """One number of a table: where it stands, what is claimed, and the cells that measure it."""
+    """Hold one number of a table: where it stands, what is claimed, and the cells that measure it."""
 
     row: int
     column: int
@@ -37,8 +37,15 @@ class Place:
     skip: str = ""
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """Return each setting of the cells that is not the claim's, in words; the cells share them."""
+        if self.claim is None or self.published is None or not self.cells:
+            return ()
+        return comparison.differences(self.claim, self.cells[0], self.published)
+
+    @property
     def full_scale(self) -> bool:
-        """Whether nothing but seed and scoring draws differs from the paper's scale."""
+        """Say whether nothing but seed and scoring draws differs from the paper's scale."""
         return (
             bool(self.cells)
             and self.published is not None
@@ -57,7 +64,7 @@ class Place:
 def expand(
     table: Protocol, profile: Profile, datasets: Mapping[str, str] | None = None
 ) -> list[Place]:
-    """Every place of the table, row by row.
+    """Return every place of the table, row by row.
 
     Args:
         datasets: which of a profile's stand-ins is used; the first where it is not said.
@@ -83,7 +90,7 @@ def expand(
 
 
 def merged(table: Protocol, row: Row, column: Column) -> Settings:
-    """What a cell is made of: `defaults`, then the column, then the row, then the row's own cell."""
+    """Merge what a cell is made of: `defaults`, then the column, then the row, then the row's own cell."""
     values: dict[str, Any] = {}
     for source in (table.defaults, column, row, row.cells.get(column.title)):
         for name in _SETTINGS:
@@ -94,24 +101,31 @@ def merged(table: Protocol, row: Row, column: Column) -> Settings:
 
 
 def _claim(table: Protocol, settings: Settings) -> Claim | None:
-    """What is published for a cell. No claim is about another ball than the dataset's own."""
+    """Return what is published for a cell. No claim is about another ball than the dataset's own.
+
+    A claim that does not name its estimator is found by that of the cell.
+    """
     if settings.norm == "l2" or settings.epsilon_times not in (None, 1.0):
         return None
-    key = (
-        table.claims or table.name,
-        settings.dataset,
-        settings.model,
-        _word(settings.defense or ""),
-        training_of(settings),
-        settings.attack,
-        settings.steps,
-        settings.metric or "accuracy",
-    )
-    return claims.by_key().get(key)
+    word = _word(settings.defense or "")
+    for defense in (word, claims.FAMILY) if claims.is_menet(word) else (word,):
+        key = (
+            settings.claims or table.claims or table.name,
+            settings.dataset,
+            settings.model,
+            defense,
+            training_of(settings),
+            settings.attack,
+            settings.steps,
+            settings.metric or "accuracy",
+        )
+        if key in claims.by_key():
+            return claims.by_key()[key]
+    return None
 
 
 def _word(defense: str) -> str:
-    """`menet-nuc` of `menet-nuc(p_low=0.8)`."""
+    """Return `menet-nuc` for `menet-nuc(p_low=0.8)`."""
     return defense.partition("(")[0]
 
 
@@ -137,7 +151,7 @@ def _filled(
 
 
 def dataset_of(name: str, profile: Profile, datasets: Mapping[str, str]) -> str:
-    """What stands in for a dataset."""
+    """Return what stands in for a dataset."""
     options = profile.datasets.get(name)
     return datasets.get(name) or (options[0] if options else name)
 
@@ -225,7 +239,7 @@ def _defense(text: str, profile: Profile) -> Spec:
 def _attack(
     settings: Settings, table: Protocol, caps: Mapping[str, int], dataset: str, epsilon: float
 ) -> Spec:
-    """The attack with its places filled in."""
+    """Return the attack with its places filled in."""
     text = settings.attack or ""
     template = table.attacks.get(text) or protocol.recipes().get(text) or text
     known = {
@@ -261,7 +275,7 @@ def _attack(
 
 
 def _step(settings: Settings, dataset: str, epsilon: float, steps: int) -> str:
-    """The cell's or the dataset's step size, or a larger one where so few steps cannot cross the ball."""
+    """Return the cell's or the dataset's step size, or a larger one where so few cannot cross the ball."""
     if settings.travel is not None:
         return f"{settings.travel * epsilon / steps:.6g}"
     size = defaults.step_size(dataset, epsilon=epsilon, steps=steps)
@@ -270,15 +284,7 @@ def _step(settings: Settings, dataset: str, epsilon: float, steps: int) -> str:
     return repr(size)
 
 
-def steps_of(spec: Spec) -> int | None:
-    """How many steps an attack takes, its inner one counted."""
-    value = spec.parameters.get("steps")
-    if value is not None:
-        return int(value)
-    return steps_of(spec.inner) if spec.inner is not None else None
-
-
 def unique(places: list[Place]) -> list[Cell]:
-    """The cells of several tables, each once, in order."""
+    """Return the cells of several tables, each once, in order."""
     cells = {msgspec.json.encode(cell): cell for place in places for cell in place.cells}
     return list(cells.values())

@@ -1,4 +1,4 @@
-"""Places of a table -> numbers: what is claimed, what was measured, what a stronger attack leaves of it.
+"""Find the numbers of a table: what is claimed, what was measured, what a stronger attack leaves of it.
 
 Queries over records. Needs no torch, and never gives a number that no record backs.
 """
@@ -14,6 +14,7 @@ import msgspec
 
 from harness.cells.cells import Cell
 from harness.paper import claims, expansion
+from harness.paper.comparison import Compared, compare
 from harness.paper.expansion import Place
 from harness.paper.protocol import Profile, Protocol
 from harness.results import flags as audit
@@ -29,24 +30,27 @@ T = TypeVar("T")
 """Folder of the results that says which record answers a cell: one record may answer cells that are
 spelled differently, and older records of a cell may lie beside the one that counts."""
 
+ANY_ITERATE = "accuracy-any-iterate"
+
 State = Literal["holds", "fell", "untested", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A proportion with its 95 % Wilson interval, images taken as the independent units."""
+    """Hold a proportion with its 95 % Wilson interval, images taken as the independent units."""
 
     mean: float
     count: int
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Return the 95 % Wilson interval of the mean."""
         return wilson(self.mean * self.count, self.count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class After:
-    """The worst case over all attacks on one target in one ball, image by image."""
+    """Hold the worst case over all attacks on one target in one ball, image by image."""
 
     share: Share
     attacks: tuple[str, ...]
@@ -55,27 +59,46 @@ class After:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number:
-    """All that is to be said in one place of a table."""
+    """Hold all that is to be said in one place of a table."""
 
     place: Place
     measured: Share | None
+    """Accuracy in the ball; of the images as returned where `outside`."""
     after: After | None
     flags: Mapping[str, str]
     records: tuple[Record, ...]
     reason: str = ""
     """Why there is no number: skipped, refused, failed. Empty where nothing was run yet."""
 
+    @property
+    def outside(self) -> bool:
+        """Say whether most images left the ball, so that the accuracy in it is not the attack's result."""
+        return audit.OUTSIDE in self.flags
+
+    @property
+    def compared(self) -> Compared | None:
+        """Return how the number lies to its claim by the rule of `comparison`; None without either."""
+        claim = self.place.claim
+        if claim is None or claim.value is None or self.measured is None:
+            return None
+        found = self.place.differences
+        if self.place.settings.metric == ANY_ITERATE:
+            found += _other_looks(self.records)
+        return compare(claim.value / 100, self.measured.interval, found)
+
 
 def cell_name(cell: Cell) -> str:
-    """What a cell is called in the results folder."""
+    """Return what a cell is called in the results folder."""
     said = msgspec.to_builtins(cell)
     if cell.target.precision == "auto":  # as in `Workshop.resolved`; earlier records do not say it
         said["target"].pop("precision", None)
+    if cell.target.training.inner_transform == "inference":
+        said["target"]["training"].pop("inner_transform", None)
     return keys.key(said)
 
 
 class Results:
-    """All that a results folder holds, ready to be asked cell by cell."""
+    """Hold all that a results folder has, ready to be asked cell by cell."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -94,7 +117,7 @@ class Results:
             self._groups.setdefault(_group(record), []).append(record)
 
     def find(self, cell: Cell) -> Record | Failure | None:
-        """What was found for a cell."""
+        """Return what was found for a cell."""
         name = cell_name(cell)
         key = self.read(CELLS, name, str)
         candidates = [key] if key is not None else self._cells.get(name, [])
@@ -119,7 +142,7 @@ class Results:
         return (timing.started if timing else "", record.key)
 
     def choose(self, table: Protocol, profile: Profile) -> dict[str, str]:
-        """Which stand-ins for datasets the records of a table used: the first that left any."""
+        """Return which stand-ins for datasets the records of a table used: the first that left any."""
         return {
             dataset: next(
                 (name for name in options if self._answers(table, profile, dataset, name)),
@@ -129,18 +152,19 @@ class Results:
         }
 
     def _answers(self, table: Protocol, profile: Profile, dataset: str, name: str) -> bool:
-        """Whether a cell of the table was run with `name` in place of `dataset`."""
+        """Say whether a cell of the table was run with `name` in place of `dataset`."""
         return any(
             place.settings.dataset == dataset and any(map(self.find, place.cells))
             for place in expansion.expand(table, profile, {dataset: name})
         )
 
     def numbers(self, table: Protocol, profile: Profile) -> list[Number]:
-        """Every place of a table, with what is known about it."""
+        """Return every place of a table, with what is known about it."""
         places = expansion.expand(table, profile, self.choose(table, profile))
         return [self.number(place) for place in places]
 
     def number(self, place: Place) -> Number:
+        """Return what is known about one place of a table."""
         found = [self.find(cell) for cell in place.cells]
         records = tuple(item for item in found if isinstance(item, Record))
         failures = [item for item in found if isinstance(item, Failure)]
@@ -160,14 +184,16 @@ class Results:
         )
 
     def after(self, record: Record) -> After | None:
-        """The worst case over all that attacked this target in this ball, the same images each.
+        """Return the worst case over all that attacked this target in this ball, the same images each.
 
-        None where no second attack was run.
+        None where no second attack was run. Attacks whose images left the ball are not among them.
         """
         group = [
             other
             for other in self._groups[_group(record)]
-            if len(other.robust_outcomes) == len(record.robust_outcomes) and not _is_clean(other)
+            if len(other.robust_outcomes) == len(record.robust_outcomes)
+            and not _is_clean(other)
+            and audit.OUTSIDE not in other.flags
         ]
         names = tuple(sorted({str(other.cell.attack) for other in group}))
         if _is_clean(record) or len(names) < 2:
@@ -180,7 +206,7 @@ class Results:
         )
 
     def _after_all(self, records: Sequence[Record]) -> After | None:
-        """The mean over seeds, where every seed has a worst case."""
+        """Return the mean over seeds, where every seed has a worst case."""
         every = [self.after(record) for record in records]
         found = [after for after in every if after is not None]
         if not found or len(found) < len(every):
@@ -203,14 +229,24 @@ def _group(record: Record) -> tuple[object, ...]:
 
 
 def share(place: Place, record: Record) -> Share:
-    """What one record, of one seed, says in a place of a table."""
-    if place.settings.metric == "accuracy-any-iterate":
-        return Share(1 - record.fooled_on_the_way, record.count)
+    """Return what one record, of one seed, says in a place of a table."""
+    if audit.OUTSIDE in record.flags:
+        return Share(record.returned.mean, record.count)
+    if place.settings.metric == ANY_ITERATE:
+        looked = record.fooled_once_a_step
+        return Share(1 - (record.fooled_on_the_way if looked is None else looked), record.count)
     return Share(record.robust.mean, record.count)
 
 
+def _other_looks(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return what is said of records made before one look a step was counted."""
+    if all(record.fooled_once_a_step is not None for record in records):
+        return ()
+    return ("every draw of every step counts, not one look a step",)
+
+
 def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
-    """The mean over seeds. Its count is that of one seed: the images are the same."""
+    """Return the mean over seeds. Its count is that of one seed: the images are the same."""
     if not records:
         return None
     shares = [share(place, record) for record in records]
@@ -224,7 +260,7 @@ def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of a claim. Only numbers of the paper's own scale decide; others are a hint."""
+    """Say what became of a claim. Only numbers of the paper's own settings and scale decide."""
 
     state: State
     says: str
@@ -232,7 +268,7 @@ class Verdict:
 
 
 def verdict(number: Number) -> Verdict | None:
-    """None where nothing is claimed."""
+    """Return what became of the claim of a number; None where nothing is claimed."""
     claim = number.place.claim
     if claim is None:
         return None
@@ -241,7 +277,8 @@ def verdict(number: Number) -> Verdict | None:
     refuted = claims.refutations(claim)
     scaled = number.measured is not None
     hint = _hint(number, claim.value / 100)
-    if number.place.full_scale and number.measured is not None:
+    compared = number.compared
+    if number.place.full_scale and compared is not None and not compared.differences:
         judged = _judged(number, claim.value / 100)
         if judged.state == "fell" or not refuted:
             return judged
@@ -252,9 +289,17 @@ def verdict(number: Number) -> Verdict | None:
         return Verdict(state="fell", says=says + hint, scaled_down=scaled)
     if scaled:
         return Verdict(
-            state="untested", says="measured at a smaller scale only" + hint, scaled_down=True
+            state="untested", says=f"measured at {_where(number)}" + hint, scaled_down=True
         )
     return Verdict(state="untested", says=number.reason or "nothing was measured")
+
+
+def _where(number: Number) -> str:
+    """Return `other settings: ...`, or that the images are fewer."""
+    compared = number.compared
+    if compared is None or not compared.differences:
+        return "the claim's settings on fewer images"
+    return str(compared)
 
 
 def _recipe(claim: claims.Claim) -> str:
@@ -275,7 +320,7 @@ def _judged(number: Number, claimed: float) -> Verdict:
 
 
 def _after_same_access(number: Number) -> After | None:
-    """The worst case, where it speaks to the claim: white-box attacks refute no black-box one."""
+    """Return the worst case, where it speaks to the claim: white-box attacks refute no black-box one."""
     claim = number.place.claim
     return None if claim is None or claim.black_box else number.after
 
@@ -286,17 +331,17 @@ def _hint(number: Number, claimed: float) -> str:
     after = _after_same_access(number)
     lowest = after.share if after is not None else number.measured
     side = "below" if lowest.interval[1] < claimed else "not below"
-    return f"; at this profile's scale {percent(lowest)}, {side} the claim"
+    return f"; here {percent(lowest)}, {side} the claim"
 
 
 def percent(share: Share) -> str:
-    """`41.2 [38.2, 44.3]`"""
+    """Write `41.2 [38.2, 44.3]`."""
     return in_percent(share.mean, share.interval)
 
 
 @functools.cache
 def symbols(count: int) -> tuple[str, ...]:
-    """Footnote marks: a, b, ... z, aa, ab, ..."""
+    """Return footnote marks: a, b, ... z, aa, ab, ..."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = [*letters, *(first + second for first in letters for second in letters)]
     return tuple(names[:count])

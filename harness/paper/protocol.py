@@ -1,4 +1,4 @@
-"""A table or figure as data: TOML, decoded and refused with line, key and the nearest allowed word.
+"""Describe a table or figure as data: TOML, decoded, or refused with line, key and nearest allowed word.
 
 A protocol has rows and columns; a cell is what its column, its row and `defaults` say together. What
 is scaled down for a machine stands in a profile, never here. Needs no torch.
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a cell is made of. What is None is left to `defaults`, to the column, to the dataset."""
+    """Hold what a cell is made of. What is None is left to `defaults`, to the column, to the dataset."""
 
     dataset: str | None = None
     model: str | None = None
@@ -51,12 +51,14 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     limit: Count | None = None
     max_queries: Count | None = None
     metric: Metric | None = None
+    claims: str | None = None
+    """The id in claims.csv. Default: the table's; `none` where nothing is claimed."""
     skip: str | None = None
     """Why this cell is never run: printed in its place."""
 
 
 class Column(Settings):
-    """One attack of the table, or one point of a curve."""
+    """Describe one attack of the table, or one point of a curve."""
 
     title: str
     x: float | None = None
@@ -64,7 +66,7 @@ class Column(Settings):
 
 
 class Row(Settings):
-    """One defended model."""
+    """Describe one defended model."""
 
     labels: list[str]
     cells: dict[str, Settings] = {}
@@ -72,7 +74,7 @@ class Row(Settings):
 
 
 class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One table or figure."""
+    """Describe one table or figure."""
 
     kind: Kind
     title: str
@@ -95,7 +97,7 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vary: Literal["", "eot", "queries"] = ""
     """What a curve varies: points beyond a profile's cap are left out, not measured with less."""
     suite: bool = True
-    """Whether the column `after the adaptive suite` makes sense here."""
+    """Say whether the column `after the adaptive suite` makes sense here."""
     datasets: list[str] = []
     defenses: list[str] = []
     images: Count = 2000
@@ -103,7 +105,7 @@ class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def headings(table: Protocol) -> list[str]:
-    """A heading for each label of a row; `method` or `label 1`, `label 2` where the file has none."""
+    """Return a heading for each label of a row: `method` or `label 1`, `label 2` where the file has none."""
     if table.heads or not table.rows:
         return table.heads
     count = len(table.rows[0].labels)
@@ -111,7 +113,7 @@ def headings(table: Protocol) -> list[str]:
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Settings for the cells that match: shell patterns on the protocol's own words."""
+    """Give settings to the cells that match: shell patterns on the protocol's own words."""
 
     dataset: str = "*"
     """As it is used: after the profile's replacement."""
@@ -127,7 +129,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How far a protocol is scaled down. Of several rules that match a cell the last one wins."""
+    """Say how far a protocol is scaled down. Of several rules that match a cell the last one wins."""
 
     summary: str
     budget: str
@@ -155,7 +157,7 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def names() -> list[str]:
-    """The protocols that come with the harness: tables, figures, then what goes beyond the paper."""
+    """Return the protocols that come with the harness: tables, figures, then what is not in the paper."""
     folder = importlib.resources.files("harness.paper.protocols")
     found = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")]
     found = [name for name in found if name not in ("defaults", "profiles", "attacks")]
@@ -163,12 +165,12 @@ def names() -> list[str]:
 
 
 def order(name: str) -> tuple[bool, bool, str]:
-    """Tables of the paper, its figures, then all else."""
+    """Return what sorts names: tables of the paper, its figures, then all else."""
     return (re.fullmatch(r"table\d+", name) is None, re.fullmatch(r"figure\d+", name) is None, name)
 
 
 def load(name: str) -> Protocol:
-    """A protocol by its name, or one's own by the path of its file.
+    """Return a protocol by its name, or one's own by the path of its file.
 
     Raises:
         HarnessError: no such protocol (with the nearest), or a file that is wrong (with line and key).
@@ -198,12 +200,12 @@ def load(name: str) -> Protocol:
 
 
 def profiles() -> dict[str, Profile]:
-    """The profiles that come with the harness, by name."""
+    """Return the profiles that come with the harness, by name."""
     return _profiles(_shipped("profiles.toml"), "profiles.toml")
 
 
 def profile(name: str) -> Profile:
-    """A profile by its name, or one's own as `file.toml:name`.
+    """Return a profile by its name, or one's own as `file.toml:name`.
 
     Raises:
         HarnessError: no such profile, or a file that is wrong.
@@ -224,7 +226,7 @@ def profile(name: str) -> Profile:
 
 @functools.cache
 def recipes() -> dict[str, str]:
-    """The attacks that protocols call by name."""
+    """Return the attacks that protocols call by name."""
     table: dict[str, str] = tomllib.loads(_shipped("attacks.toml"))
     return table
 
@@ -254,7 +256,7 @@ def _profiles(text: str, file: str) -> dict[str, Profile]:
 
 
 def _check(chosen: Protocol, text: str, file: str) -> None:
-    """What types alone do not say."""
+    """Refuse what types alone let pass."""
 
     def refuse(path: str, message: str) -> typing.NoReturn:
         place = path.lstrip(".")

@@ -1,4 +1,4 @@
-"""A paper's table with what became of it: claimed | measured | after the adaptive suite | flags.
+"""Write a paper's table with what became of it: claimed | measured | after the adaptive suite | flags.
 
 Markdown, CSV and LaTeX from the records alone, byte for byte the same each time. Needs no torch.
 """
@@ -6,46 +6,37 @@ Markdown, CSV and LaTeX from the records alone, byte for byte the same each time
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.paper import claims, expansion, protocol
+from harness.cells import defaults
+from harness.paper import claims, comparison, protocol, sheets
+from harness.paper.claims import Claim
 from harness.paper.measured import After, Number, Results, Share, percent, symbols, verdict
 from harness.paper.protocol import Profile, Protocol
+from harness.paper.sheets import Sheet
 from harness.results import flags as audit
 from harness.results.records import Record
-from harness.results.tables import UNKNOWN, escape_markdown, guarded
+from harness.results.tables import UNKNOWN, guarded
 from harness.storage import store
 
 FOLDER = "tables"
+ABOUT_CLAIMS = ("claim:", "beside:", "refuted:", "other settings:")
+"""How the notes about claims begin."""
 AFTER = "after the adaptive suite"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table as text: what all three formats print."""
-
-    title: str
-    caption: list[str]
-    header: list[str]
-    body: list[list[str]]
-    notes: list[str]
-    lead: int
-    """How many of the columns are labels."""
-
-
 def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
-    """The three files of a table under `tables/` of the results folder."""
+    """Write the three files of a table under `tables/` of the results folder, and return their paths."""
     numbers = results.numbers(table, profile)
     page = sheet(table, profile, numbers)
     folder = results.store.results / FOLDER
     written = []
     for suffix, text in (
-        ("md", markdown(page)),
+        ("md", sheets.markdown(page)),
         ("csv", csv_text(table, numbers)),
-        ("tex", latex(page)),
+        ("tex", sheets.latex(page)),
     ):
         path = folder / f"{table.name}.{suffix}"
         store.write_atomic(path, text.encode())
@@ -54,7 +45,7 @@ def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
 
 
 def sheet(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> Sheet:
-    """The table in the paper's own order of rows and columns.
+    """Return the table in the paper's own order of rows and columns.
 
     The worst case belongs to a defended model, not to a column: it stands once in each row.
     """
@@ -93,7 +84,7 @@ def sheet(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> Sheet
 
 
 def _marks(numbers: Sequence[Number]) -> dict[str, str]:
-    """A letter for each flag of the table, in order of appearance."""
+    """Return a letter for each flag of the table, in order of appearance."""
     flags = list(dict.fromkeys(flag for number in numbers for flag in number.flags))
     return dict(zip(flags, symbols(len(flags)), strict=True))
 
@@ -103,25 +94,53 @@ def _any(numbers: Sequence[Number]) -> bool:
 
 
 def claims_anything(numbers: Sequence[Number]) -> bool:
-    """Whether the table has claims at all: one that goes beyond the paper has none."""
+    """Say whether the table has claims at all: one that goes beyond the paper has none."""
     return any(number.place.claim is not None for number in numbers)
 
 
 def claimed(number: Number) -> str:
+    """Return the claimed value and, behind it, what else is published about the same cell."""
     claim = number.place.claim
-    return UNKNOWN if claim is None or claim.value is None else f"{claim.value:.1f}"
+    if claim is None:
+        return UNKNOWN
+    return "; ".join([UNKNOWN if claim.value is None else _value(claim), *_beside(number)])
+
+
+def _beside(number: Number) -> list[str]:
+    """Return what else is published about the same cell: `87.85 rerun, menet-usvt`."""
+    claim = number.place.claim
+    others = claims.beside(claim) if claim is not None else []
+    return [f"{_value(other)} {other.id}, {other.defense}" for other in others]
+
+
+def _value(claim: Claim) -> str:
+    """Return a claimed value as it was published, with one decimal at least."""
+    return f"{claim.value:.1f}" if claim.value == round(claim.value or 0, 1) else f"{claim.value:g}"
 
 
 def measured(number: Number, marks: dict[str, str]) -> str:
-    """`41.2 [38.2, 44.3] (a, b)`, `refused: ...`, or a dash."""
+    """Return `41.2 [38.2, 44.3] (a, b): agrees`, `refused: ...`, or a dash.
+
+    Where most images left the ball, their accuracy as returned stands first: in the ball they count as
+    not attacked.
+    """
     if number.measured is None:
         return number.reason or UNKNOWN
     flags = ", ".join(marks[flag] for flag in number.flags)
-    return percent(number.measured) + (f" ({flags})" if flags else "")
+    text = shown(number) + (f" ({flags})" if flags else "")
+    return text if number.compared is None else f"{text}: {number.compared.state}"
+
+
+def shown(number: Number) -> str:
+    """Return `41.2 [38.2, 44.3]`, or accuracy as returned where most images left the ball."""
+    assert number.measured is not None
+    if not number.outside:
+        return percent(number.measured)
+    return f"{percent(number.measured)} as returned, outside the ball"
 
 
 def worst(numbers: Sequence[Number]) -> After | None:
-    """The worst case of a row: the lowest, where its cells were scored on different images."""
+    """Return the worst case of a row: the lowest, where its cells were scored on different images."""
     found = [number.after for number in numbers if number.after is not None]
     return min(found, key=lambda after: (after.share.mean, after.keys)) if found else None
 
@@ -132,7 +151,7 @@ def _after(numbers: Sequence[Number]) -> str:
 
 
 def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
-    """What is to be known about the claims, and what others found; each once."""
+    """Return what is to be known about the claims: other settings, notes, what others found; each once."""
     places: dict[str, list[str]] = {}
     for number in numbers:
         claim = number.place.claim
@@ -141,8 +160,14 @@ def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
         row = " / ".join(table.rows[number.place.row].labels)
         column = table.columns[number.place.column].title
         where = row if len(table.columns) == 1 else f"{row}, {column}"
+        compared = number.compared
+        if compared is not None and compared.differences:
+            places.setdefault(str(compared), []).append(where)
         if claim.note:
             places.setdefault(f"claim: {claim.note}", []).append(where)
+        for other in claims.beside(claim):
+            says = f"beside: {_value(other)} in {other.source} ({other.defense})"
+            places.setdefault(says, []).append(where)
         for other in claims.refutations(claim):
             steps = f", {other.steps} steps" if other.steps else ""
             says = f"refuted: {other.value:g} in {other.source} ({other.attack}{steps}"
@@ -157,7 +182,7 @@ def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
 
 
 def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> list[str]:
-    """What a reader must know before believing a number: profile, scale, seeds, commit."""
+    """Return what a reader must know before believing a number: profile, scale, seeds, commit."""
     lines = []
     if table.source:
         lines.append(f"Claimed: {table.source}.")
@@ -176,7 +201,7 @@ def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> lis
         f"commit {_list(record.made.get('commit', 'unknown') for record in records)}",
         f"device {_list(record.made.get('device', 'unknown') for record in records)}",
     ]
-    steps = [expansion.steps_of(record.cell.attack) for record in records]
+    steps = [comparison.steps_of(record.cell.attack) for record in records]
     if any(steps):
         facts.insert(1, f"{_range([step for step in steps if step])} attack steps")
     lines.append("; ".join(facts) + ".")
@@ -196,9 +221,9 @@ def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> lis
 
 
 def scaled_down(numbers: Sequence[Number]) -> list[str]:
-    """How the cells differ from the paper's, in words."""
+    """Return how the cells differ from the paper's, in words."""
     stand_ins: dict[str, None] = {}
-    epochs: set[tuple[int, int]] = set()
+    updates: set[tuple[int, int]] = set()
     steps: set[tuple[int, int]] = set()
     training: set[int] = set()
     tests: set[int] = set()
@@ -212,9 +237,11 @@ def scaled_down(numbers: Sequence[Number]) -> list[str]:
                 stand_ins[f"{cell.target.dataset} in place of {settings.dataset}"] = None
             if cell.target.model != published.target.model:
                 stand_ins[f"{cell.target.model} in place of {settings.model}"] = None
-            if plan.epochs != published.target.training.epochs:
-                epochs.add((plan.epochs, published.target.training.epochs))
-            here, there = expansion.steps_of(cell.attack), expansion.steps_of(published.attack)
+            done = defaults.updates(cell.target.dataset, plan)
+            full = defaults.updates(published.target.dataset, published.target.training)
+            if done and full and done != full:
+                updates.add((done, full))
+            here, there = comparison.steps_of(cell.attack), comparison.steps_of(published.attack)
             if here and there and here != there:
                 steps.add((here, there))
             if plan.limit is not None and plan.limit != published.target.training.limit:
@@ -222,7 +249,7 @@ def scaled_down(numbers: Sequence[Number]) -> list[str]:
             if cell.limit is not None and cell.limit != published.limit:
                 tests.add(record.count)
     said = list(stand_ins)
-    for pairs, what in ((epochs, "epochs"), (steps, "attack steps")):
+    for pairs, what in ((updates, "updates"), (steps, "attack steps")):
         if pairs:
             here_, there_ = zip(*sorted(pairs), strict=True)
             said.append(f"{_range(here_)} of {_range(there_)} {what}")
@@ -246,79 +273,25 @@ def _list(values: object) -> str:
     return ", ".join(sorted({str(value) for value in values}))  # type: ignore[attr-defined]
 
 
-# --- formats ----------------------------------------------------------------------------------------
-
-
-def markdown(page: Sheet) -> str:
-    """A GitHub table with its caption above and its notes below."""
-    lines = [f"**{escape_markdown(page.title)}**", ""]
-    lines += [escape_markdown(" ".join(page.caption)), ""]
-    lines.append(_line(page.header))
-    lines.append(_line(["---"] * len(page.header)))
-    lines += [_line(row) for row in page.body]
-    if page.notes:
-        lines += ["", *(f"- {escape_markdown(note)}" for note in page.notes)]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "ε": r"$\varepsilon$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
-
-
-def escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
-
-
-def latex(page: Sheet) -> str:
-    """A booktabs table."""
-    columns = "l" * page.lead + "r" * (len(page.header) - page.lead - 1) + "l"
-    rows = [" & ".join(map(escape_latex, row)) + r" \\" for row in [page.header, *page.body]]
-    # A row that begins with [ or * would be read as what \\ or \toprule takes.
-    rows = ["{}" + row if row.startswith(("[", "*")) else row for row in rows]
-    notes = [r"\par " + escape_latex(note) for note in page.notes]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            r"\caption{" + escape_latex(" ".join([page.title + ".", *page.caption])) + "}",
-            r"\begin{tabular}{" + columns + "}",
-            r"\toprule",
-            rows[0],
-            r"\midrule",
-            *rows[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            *notes,
-            r"\end{table}",
-            "",
-        ]
-    )
+# --- the numbers in full ---------------------------------------------------------------------------
 
 
 def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
-    """One line for each number of the table, everything in full."""
+    """Return one line for each number of the table, everything in full."""
     heads = protocol.headings(table)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    fields = ["column", "claimed", "claim_source", "claim_note", "measured", "low", "high"]
+    fields = [
+        "column",
+        "claimed",
+        "claim_source",
+        "claim_note",
+        "beside",
+        "measured",
+        "low",
+        "high",
+    ]
+    fields += ["in_ball", "as_returned", "compared", "other_settings"]
     fields += ["images", "draws", "one_draw", "vote", "after", "after_low", "after_high"]
     fields += ["after_attacks", "flags", "verdict", "verdict_says", "dataset", "model", "defense"]
     fields += ["training", "attack", "epsilon", "epochs", "seeds", "reason", "keys"]
@@ -332,14 +305,19 @@ def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
 
 def _fields(table: Protocol, number: Number) -> list[object]:
     claim, records, judged = number.place.claim, number.records, verdict(number)
-    first = records[0] if records else None
+    first, compared = records[0] if records else None, number.compared
     cell = first.cell if first else (number.place.cells[0] if number.place.cells else None)
     return [
         table.columns[number.place.column].title,
         "" if claim is None or claim.value is None else claim.value,
         claim.source if claim else "",
         claim.note if claim else "",
+        "; ".join(_beside(number)),
         *_share(number.measured),
+        first.robust.mean if first else "",
+        first.returned.mean if first else "",
+        compared.state if compared else "",
+        "; ".join(compared.differences) if compared else "",
         first.count if first else "",
         first.resolved.draws if first else "",
         first.robust.one_draw if first else "",

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from harness.cells import defaults
 from harness.paper import protocol, tables
 from harness.paper.figures import draw
 from harness.paper.figures.data import FOLDER as DATA
@@ -196,7 +197,15 @@ def _part(each: Reproduced, results: Results) -> Part:
         )
         for number in mine:
             judged = verdict(number)
-            if judged is None or number.place.claim is None or number.place.claim.id == "refuted":
+            if (
+                judged is None
+                or number.place.claim is None
+                or number.place.claim.id
+                in (
+                    "refuted",
+                    "rerun",
+                )
+            ):
                 continue
             where = " / ".join(row.labels)
             if len(table.columns) > 1:
@@ -221,7 +230,7 @@ def _part(each: Reproduced, results: Results) -> Part:
         rows=rows,
         suite=table.suite,
         claiming=tables.claims_anything(numbers),
-        notes=[note for note in sheet.notes if note.startswith(("claim:", "refuted:"))],
+        notes=[note for note in sheet.notes if note.startswith(tables.ABOUT_CLAIMS)],
         claims=claims,
     )
 
@@ -230,7 +239,7 @@ def _spot(number: Number) -> Spot:
     judged = verdict(number)
     return Spot(
         claimed=tables.claimed(number),
-        measured=percent(number.measured) if number.measured else "",
+        measured=tables.shown(number) if number.measured else "",
         value=number.measured.mean if number.measured else None,
         flags=number.flags,
         evidence=_evidence(number),
@@ -317,9 +326,10 @@ def _training(record: Record) -> str:
         return "none: the model came with its weights"
     inner = f", inner attack {plan.inner}, epsilon {plan.epsilon:.4g}" if plan.inner else ""
     images = f"{plan.limit:,}" if plan.limit else "all"
-    of = f" of {plan.paper_epochs}" if plan.paper_epochs else ""
+    updates = defaults.updates(record.cell.target.dataset, plan)
+    counted = f" ({updates:,} updates)" if updates else ""
     return (
-        f"{plan.kind}, {plan.epochs}{of} epochs on {images} images, "
+        f"{plan.kind}, {plan.epochs} epochs on {images} images{counted}, "
         f"{plan.optimiser} {plan.learning_rate:g}, batch {plan.batch_size}{inner}"
     )
 

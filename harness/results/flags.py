@@ -11,11 +11,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+from harness.cells import defaults
 from harness.results.consistency import inconsistent
 from harness.results.paired import Comparison, comparable, compare, right_counts
 from harness.results.records import Record
 from harness.results.statistics import in_percent, mcnemar
 from harness.storage import keys
+
+OUTSIDE = "mostly-outside"
+"""The flag of an attack whose images left the ball: what counts is the accuracy as returned."""
 
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",
@@ -26,11 +30,12 @@ EXPLANATIONS: Mapping[str, str] = {
     "inconsistent-defense": "the defense answers one question in two ways: it may know who asks",
     "access-exceeded": "the attack took gradients that its declared access does not grant",
     "invalid-examples": "images outside box or ball, or not finite: they count as not attacked",
+    OUTSIDE: "most images left the ball, where they count as not attacked: what is shown is as returned",
     "model-changed": "weights, hooks or mode of the model were changed; they were put back",
     "process-changed": "attack, defense or model left the process changed; it was put back",
     "at-chance": "the model knows no more than chance without any attack: there is nothing to defend",
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
-    "scaled-down": "fewer images, steps, draws or epochs than the published protocol",
+    "scaled-down": "fewer images, steps, draws or updates than the published protocol",
 }
 """Every flag, and what it means in one line."""
 
@@ -45,6 +50,8 @@ DEAD_PIXELS = 0.2
 values is no mask."""
 MANY_STEPS = 10
 """Fewer gradient steps than these are not expected to beat an attack without gradients."""
+TOLERANCE = 2.0**-20
+"""What a distance may exceed the radius by, as where images are judged: rounding."""
 EVERYTHING = 0.5
 """The L-infinity radius from which every image can be made the same grey one."""
 
@@ -72,6 +79,7 @@ def flags(record: Record, *, model_changed: str = "", process_changed: str = "")
         "inconsistent-defense": partial(inconsistent, smallest=SMALLEST),
         "access-exceeded": _access,
         "invalid-examples": _invalid,
+        OUTSIDE: _outside,
         "masked-gradients": _gradients,
         "silent-success": _silent,
         "noise-success": _noise,
@@ -98,6 +106,22 @@ def _invalid(record: Record) -> str:
     named = ", ".join(map(str, record.invalid[:5]))
     more = ", ..." if len(record.invalid) > 5 else ""
     return f"{len(record.invalid)} images: ids {named}{more}"
+
+
+def _outside(record: Record) -> str:
+    """Return why the accuracy in the ball is no result of the attack, or nothing.
+
+    A minimum-norm attack searches for the ball, so its accuracy at epsilon means what it says. An attack
+    on the defense whose ball lies elsewhere (`adaptive`, not `bounded`) does not.
+    """
+    threat = record.cell.threat
+    distance = record.distances.get(f"median_{threat.norm}", 0.0)
+    if record.bounded or not record.adaptive or distance <= threat.epsilon + TOLERANCE:
+        return ""
+    return (
+        f"median {threat.norm} distance {distance:.3g}, the ball's radius is {threat.epsilon:.3g}: "
+        f"{record.returned.mean:.1%} of the images as returned are classified rightly"
+    )
 
 
 def at_chance(record: Record) -> bool:
@@ -222,8 +246,10 @@ def _step_size(record: Record) -> float:
 def _scaled(record: Record) -> str:
     plan, cell = record.cell.target.training, record.cell
     fewer = []
-    if plan.paper_epochs is not None and plan.epochs < plan.paper_epochs:
-        fewer.append(f"{plan.epochs} of {plan.paper_epochs} epochs")
+    done = defaults.updates(cell.target.dataset, plan)
+    published = defaults.published_updates(cell.target.dataset, plan, _versions(record))
+    if done is not None and published is not None and done < published:
+        fewer.append(f"{done:,} of {published:,} updates")
     if plan.limit is not None:
         fewer.append(f"trained on {plan.limit} images")
     if cell.limit is not None and cell.limit == record.count:
@@ -233,9 +259,23 @@ def _scaled(record: Record) -> str:
     return ", ".join(fewer)
 
 
+def _versions(record: Record) -> int:
+    """Return how many fixed training versions of each image the defense keeps; 1 where it keeps none."""
+    if record.cell.target.training.kind != "pure":
+        return 1
+    kept = record.resolved.target.defense.parameters.get("estimates")
+    return kept if isinstance(kept, int) and kept > 0 else 1
+
+
+# --- records of one target ------------------------------------------------------------------------
+
+
 def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     """By key: each record's flags, its own and those that other records of its target raise."""
     found = {record.key: dict(record.flags) for record in records}
+    for record in records:  # records made before this flag was known lack it
+        if reason := _outside(record):
+            found[record.key].setdefault(OUTSIDE, reason)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(target_key(record), []).append(record)

@@ -106,6 +106,9 @@ class Record:
     fooled_on_the_way: float
     """Share of images that were fooled inside the ball at some query, whatever was returned."""
     fooled_outcomes: str
+    fooled_once_a_step: float | None = None
+    """Share of images that were fooled inside the ball at some step, looking at the first draw of each
+    alone, as Tramer et al. 2020 do; None in records that did not count it."""
     trace: tuple[TracePoint, ...] = ()
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Median and largest L-infinity and L2 distances."""

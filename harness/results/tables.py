@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from harness.results import flags, summaries
 from harness.results.audits import Audit
-from harness.results.records import Failure, Record, Timing
+from harness.results.records import Accuracy, Failure, Record, Timing
 from harness.results.statistics import in_percent
 from harness.storage.progress import duration
 from harness.storage.store import Store
@@ -24,9 +24,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def counted(record: Record) -> Accuracy:
+    """Return the accuracy that is the attack's result: as returned, where most images left the ball."""
+    return record.returned if flags.OUTSIDE in record.flags else record.robust
+
+
 def with_interval(record: Record) -> str:
-    """Return the robust accuracy as `41.2 [38.2, 44.3]`, in percent."""
-    return in_percent(record.robust.mean, record.robust.interval)
+    """Return the accuracy that counts as `41.2 [38.2, 44.3]`, in percent."""
+    found = counted(record)
+    return in_percent(found.mean, found.interval)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +212,7 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
         "robust_one_draw": record.robust.one_draw,
         "robust_vote": record.robust.vote,
         "robust_all_draws": record.robust.all_draws,
+        "as_returned": record.returned.mean,
         "fooled_on_the_way": record.fooled_on_the_way,
         "median_l2": record.distances.get("median_l2"),
         "forwards": record.passes.get("forwards"),
@@ -252,7 +259,8 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
         if isinstance(result, Failure):
             body.append([name, str(cell.attack), *[UNKNOWN] * 8, result.kind])
             continue
-        low, high = result.robust.interval
+        accuracy = counted(result)
+        low, high = accuracy.interval
         timing = timings.get(result.key)
         body.append(
             [
@@ -260,10 +268,10 @@ def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | 
                 str(cell.attack),
                 str(result.count),
                 percent(result.clean.mean),
-                percent(result.robust.mean),
+                percent(accuracy.mean),
                 f"{percent(low)} – {percent(high)}",
-                percent(result.robust.one_draw),
-                percent(result.robust.vote),
+                percent(accuracy.one_draw),
+                percent(accuracy.vote),
                 duration(timing.seconds) if timing else UNKNOWN,
                 _rate(timing.images_per_second) if timing else UNKNOWN,
                 " ".join(result.flags) or "none",

@@ -1,4 +1,4 @@
-"""The worst case of several attacks on one target, image by image. Needs no torch."""
+"""Find the worst case of several attacks on one target, image by image. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.types import ThreatModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Worst:
-    """What several attacks on one target leave together."""
+    """Hold what several attacks on one target leave together."""
 
     count: int
     mean: float
@@ -29,12 +29,12 @@ class Worst:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return 95 % Wilson interval of `mean`."""
+        """Return the 95 % Wilson interval of `mean`."""
         return wilson(self.mean * self.count, self.count)
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Record]]:
-    """Return records whose outcomes may be joined: of one target, one set of images and one ball."""
+    """Return the records whose outcomes may be joined: of one target, one set of images and one ball."""
     found: dict[tuple[str, ThreatModel], list[Record]] = {}
     for record in records:
         place = (flags.target_key(record), record.cell.threat)
@@ -73,7 +73,7 @@ def worst_case(records: Sequence[Record]) -> Worst:
 
 
 def vote_outcomes(record: Record) -> list[bool]:
-    """Return (n,) whether each attacked image's vote is right: a strict majority where no votes are kept."""
+    """Return, image by image, whether the vote is right; a strict majority in records that lack votes."""
     if record.robust_votes:
         return unpack(record.robust_votes, record.count)
     rows = [unpack(row, record.count) for row in record.robust_outcomes]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,12 @@ class Defended:
     precision: torch.dtype = torch.float32
     """Of the classifier alone: a transformation is always computed as it is written."""
     search: Precision = "auto"
+    outer: Draws | None = None
+    """The draws of the adversarial training step whose inner attack sees this; None elsewhere."""
+
+    def in_training(self, draws: Draws) -> Defended:
+        """Return itself as the inner attack of one training step meets it: transformed as that step is."""
+        return dataclasses.replace(self, outer=draws)
 
     def quick(self, device: torch.device) -> Defended:
         """Itself for searching and training: where `search` says so, its classifier computes in
@@ -46,8 +54,11 @@ class Defended:
         return self
 
     def transform(self, images: Tensor, draws: Draws, *, backward: Backward = "exact") -> Tensor:
-        """What the classifier sees: (N, C, H, W) -> (N, C', H, W), differentiable along `backward`."""
-        return self._see(images, self._inference_draws(images, draws), backward, training=False)
+        """Return what the classifier sees: (N, C, H, W) -> (N, C', H, W), differentiable along `backward`."""
+        step = None if self.outer is None else dataclasses.replace(self.outer, ids=draws.ids)
+        outer = None if step is None else step.opaque()
+        apply = functools.partial(self._at_inference, outer=outer)
+        return self._see(images, self._inference_draws(images, draws), backward, apply, outer)
 
     def training_transform(
         self, images: Tensor, draws: Draws, *, version: int | None = None
@@ -62,26 +73,32 @@ class Defended:
         return self.classify(self.transform(images, draws, backward=backward))
 
     def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
-        """(N, K) logits as training sees them: a fresh training version of each image."""
-        return self.classify(self._see(images, draws.opaque(), "declared", training=True))
+        """Return (N, K) logits as training sees them: a fresh training version of each image."""
+        apply = functools.partial(self.defense.training_transform, auxiliary=self.auxiliary)
+        return self.classify(self._see(images, draws.opaque(), "declared", apply))
 
     def _see(
-        self, images: Tensor, draws: OpaqueDraws, backward: Backward, *, training: bool
+        self,
+        images: Tensor,
+        draws: OpaqueDraws,
+        backward: Backward,
+        apply: Callable[[Tensor, OpaqueDraws], Tensor],
+        outer: OpaqueDraws | None = None,
     ) -> Tensor:
+        """Return what `apply` makes of the images, differentiable along `backward`."""
         defense = self.defense
-        apply = defense.training_transform if training else defense.transform
         kind = defense.backward if backward == "declared" else backward
         if kind == "exact" or not (images.requires_grad and torch.is_grad_enabled()):
-            return apply(images, draws, self.auxiliary)
+            return apply(images, draws)
         if kind in defense.backward_passes:
-            return defense.transform_along(kind, images, draws, self.auxiliary)
+            return defense.transform_along(kind, images, draws, self.auxiliary, outer=outer)
         if kind not in ("identity", defense.backward):
             raise HarnessError(
                 f"{type(defense).__name__} has no backward pass {kind!r}: "
                 f"it offers {', '.join(defense.offered_backward_passes)}"
             )
         with torch.no_grad():
-            hard = apply(images.detach(), draws, self.auxiliary)
+            hard = apply(images.detach(), draws)
         if kind == "identity":
             soft = images
         else:
@@ -95,6 +112,14 @@ class Defended:
         passed: Tensor = _Straight.apply(soft, hard)
         return passed
 
+    def _at_inference(
+        self, images: Tensor, draws: OpaqueDraws, outer: OpaqueDraws | None
+    ) -> Tensor:
+        """Return what the classifier sees at inference, or inside the attack of a training step."""
+        if outer is None:
+            return self.defense.transform(images, draws, self.auxiliary)
+        return self.defense.inner_transform(images, draws, self.auxiliary, outer=outer)
+
     def classify(self, seen: Tensor) -> Tensor:
         """(N, K) float32 logits of what the transformation gives."""
         if self.precision == torch.float32:
@@ -105,8 +130,11 @@ class Defended:
         return logits.float()
 
     def _inference_draws(self, images: Tensor, draws: Draws) -> OpaqueDraws:
-        """The defense's `randomness`: whose ids, and which place, the transformation draws at."""
-        if self.defense.randomness == "fresh":
+        """Return the draws that the defense's `randomness` says: whose ids, and at which place.
+
+        It is of inference alone: an inner attack of training meets fresh draws.
+        """
+        if self.defense.randomness == "fresh" or self.outer is not None:
             return draws.opaque()
         if self.defense.randomness == "fixed":
             ids = torch.zeros_like(draws.ids)

@@ -84,6 +84,8 @@ class Workshop(TargetSource):
         dataset = self.dataset(target.dataset, "train")
         plan = dataclasses.asdict(target.training)
         plan.pop("paper_epochs")
+        if target.training.inner_transform == "inference":  # as before there was a choice
+            plan.pop("inner_transform")
         if target.training.inner is not None:
             inner = plugins.attack(target.training.inner)
             plan["inner"] = resolve(inner, target.training.inner)
@@ -336,6 +338,7 @@ def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> tra
     if plan.inner is None:
         raise HarnessError("adversarial training needs an inner attack")
     attack = plugins.attack(plan.inner)
+    same = plan.inner_transform == "training"
 
     def adversarial(module: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         images = training.augment(batch.images, draws, plan.augment)
@@ -346,7 +349,8 @@ def _adversarial_loss(defended: Defended, plan: TrainingPlan, steps: int) -> tra
         module.eval()
         module.requires_grad_(False)
         try:
-            view = View(defended, centre, threat, attack.access, role=inner.role)
+            seen = defended.in_training(draws) if same else defended
+            view = View(seen, centre, threat, attack.access, role=inner.role)
             perturbed = attack.perturb(view, centre, threat, inner).images.detach()
         finally:
             module.requires_grad_(True)

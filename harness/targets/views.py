@@ -46,12 +46,15 @@ class Evidence:
     """Pixels that change what the classifier sees and were asked whether they have a gradient."""
     first_fooled: Tensor
     """The number of the first forward inside ball and box with a wrong prediction; -1 where none."""
+    fooled_looks: Tensor
+    """Looks inside ball and box with a wrong prediction, where a look is the first draw of a gradient
+    step, or a query of an attack that sees no gradients: what Tramer et al. 2020 count."""
 
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Evidence:
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
         copies = (zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone())
-        return cls(zeros, *copies, first_fooled=zeros - 1)
+        return cls(zeros, *copies, first_fooled=zeros - 1, fooled_looks=zeros.clone())
 
 
 LOOKS = 8
@@ -144,7 +147,9 @@ class View:
                 objective = loss(scores)
                 slope = self._differentiate(objective, pixels)
             self._note(images, place, scores, gradients=True)
-            right = self._watch(at, images, scores.detach(), self._searched.precision)
+            right = self._watch(
+                at, images, scores.detach(), self._searched.precision, look=sample == 0
+            )
             slope = self._watch_gradient(at, slope, right)
             scores = scores.detach()
             seen = [slope, objective.detach(), scores, right, scores.softmax(dim=1)]
@@ -201,11 +206,17 @@ class View:
         with torch.no_grad():
             scores = self._defended.logits(images, draws)
         self._note(images, draws, scores, gradients=False)
-        self._watch(at, images, scores)
+        self._watch(at, images, scores, look=self._access != "gradients")
         return scores
 
     def _watch(
-        self, at: Tensor, images: Tensor, scores: Tensor, precision: torch.dtype = torch.float32
+        self,
+        at: Tensor,
+        images: Tensor,
+        scores: Tensor,
+        precision: torch.dtype = torch.float32,
+        *,
+        look: bool,
     ) -> Tensor:
         """Note samples fooled inside the ball; (n,) float, 1 where the prediction is right.
 
@@ -229,6 +240,8 @@ class View:
         seen = self.evidence.first_fooled
         first = torch.where(seen < 0, _NEVER, seen).scatter_reduce_(0, at, number, "amin")
         seen.copy_(torch.where(first == _NEVER, -1, first))
+        if look:
+            self.evidence.fooled_looks.index_add_(0, at, fooled.to(torch.int64))
         if self.candidates is not None:
             self.candidates[at[fooled]] = images[fooled]
         return right.to(scores.dtype)
@@ -299,7 +312,7 @@ class _Module(nn.Module):
         )
         logits = view._defended.logits(pixels, draws, backward="declared")
         view._note(images, draws, logits, gradients=True)
-        right = view._watch(at, images, logits.detach())
+        right = view._watch(at, images, logits.detach(), look=True)
         if not logits.requires_grad:
             # A transformation that cuts the graph has dead gradients; autograd would raise.
             logits = logits + 0.0 * pixels.flatten(1).sum(dim=1, keepdim=True)

@@ -220,7 +220,7 @@ def test_fewer_than_published_is_said() -> None:
     target = dataclasses.replace(cell.target, training=training)
     scaled = one(50, cell=dataclasses.replace(cell, target=target, limit=200))
     reason = flags.flags(scaled)["scaled-down"]
-    for words in ("5 of 200 epochs", "600 images", "first 200 test images"):
+    for words in ("15 of 1,200 updates", "600 images", "first 200 test images"):
         assert words in reason
     assert "one scoring draw" in flags.flags(one(50, randomised=True))["scaled-down"]
 

@@ -113,7 +113,7 @@ def test_finite_differences_on_unclipped_entries(defense, backward):
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_the_forward_is_the_same_along_every_pass(defense, backward):
     out, _ = passed(defense, backward, images(), upper_of(images()))
-    torch.testing.assert_close(out, defense.transform(images(), PLACE), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out, defense.transform(images(), PLACE), atol=1e-3, rtol=0)
 
 
 def test_a_pass_that_is_not_offered_is_refused_with_those_that_are():

@@ -214,6 +214,34 @@ def test_expectation_over_transformation_averages_fresh_draws() -> None:
     torch.testing.assert_close(torch.stack(ones).mean(0), four)
 
 
+def test_a_look_is_the_first_draw_of_a_step() -> None:
+    """Of eight draws a step nearly one is wrong on every image; Tramer et al. 2020 look at one a step."""
+    images = batch([0.45] * 200, [0] * 200)
+    noisy = Defended(Brightness(), Shift(), 2).frozen()
+    seen = View(noisy, images, ThreatModel(epsilon=0.1), "gradients")
+    draws = Draws(0, images.ids, Role.ATTACK)
+    for step in range(3):
+        seen.gradient(images.images, draws.at(step=step), lambda s: s[:, 1], samples=8)
+    wrong = sum(
+        (noisy.logits(images.images, draws.at(step=step)).argmax(dim=1) == 1).long()
+        for step in range(3)
+    )
+    assert torch.equal(seen.evidence.fooled_looks, torch.as_tensor(wrong))
+    looked = (seen.evidence.fooled_looks > 0).double().mean()
+    assert 0.8 < looked < 0.99 < (seen.evidence.first_fooled >= 0).double().mean()
+    seen.logits(images.images, draws.at(step=9))  # an attack with gradients may look again: no step
+    assert torch.equal(seen.evidence.fooled_looks, torch.as_tensor(wrong))
+
+
+def test_without_gradients_each_query_is_a_look() -> None:
+    seen, images, draws = view("labels")
+    fooled = images.images.clone()
+    fooled[1] += 0.14
+    for asked in (images.images, fooled, fooled):
+        seen.labels(asked, draws)
+    assert seen.evidence.fooled_looks.tolist() == [0, 2, 0]
+
+
 def test_a_library_gets_a_module_without_the_weights() -> None:
     images = batch([0.2, 0.4, 0.8], [0, 0, 1])
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))

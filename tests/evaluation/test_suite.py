@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +15,7 @@ from harness.registry import defenses, load_file
 from harness.results import worst_case
 from harness.results.records import unpack
 from harness.results.summaries import spread, worst_lines
-from harness.types import HarnessError, Spec, ThreatModel
+from harness.types import Defense, HarnessError, Norm, Spec, ThreatModel
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 record = zoo.record
@@ -143,3 +145,76 @@ def test_never_more_than_the_strongest_attack_alone() -> None:
     strong = record([[True, False], [False, True]], "strong")
     weak = record([[False, True], [True, True]], "weak")
     assert worst_case.worst_case([strong, weak]).mean == strong.robust.mean == 0.5
+
+
+# --- budgets, and backward passes of the defense's own ----------------------------------------------
+
+
+def cost(spec: Spec) -> int:
+    """Return the passes that an attack of a suite spends on an image."""
+    inner = spec if spec.inner is None else spec.inner
+    factors = [
+        int(inner.parameters.get(name, 1)) for name in ("steps", "eot", "samples", "queries")
+    ]
+    return math.prod(factors)
+
+
+@pytest.mark.parametrize("defense", ["menet-usvt", "vanilla"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_share_of_the_budget_keeps_the_order_of_the_attacks(defense: str, norm: Norm) -> None:
+    """An attack that is published with more passes than another never gets fewer."""
+    ball = ThreatModel(epsilon=0.1, norm=norm)
+    full = names(defense, ball)
+    for scale in [0.0001, 0.001, *(k / 200 for k in range(1, 201))]:
+        part = names(defense, ball, scale=scale)
+        assert list(part) == list(full)
+        for dearer in full:
+            assert cost(part[dearer]) <= max(cost(full[dearer]), 20)
+            for other in full:
+                if cost(full[dearer]) > cost(full[other]):
+                    assert cost(part[dearer]) >= cost(part[other]), (scale, dearer, other)
+
+
+def test_a_share_of_the_budget_is_near_what_was_asked_for() -> None:
+    for name, spec in names("menet-usvt").items():
+        part = names("menet-usvt", scale=0.25)[name]
+        assert cost(part) == pytest.approx(cost(spec) / 4, rel=0.02)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Offering(zoo.Noisy):  # type: ignore[misc]
+    """A defense with a backward pass of its own."""
+
+    backward_passes: ClassVar[tuple[str, ...]] = ("mask-aware",)
+
+
+def test_a_recipe_asks_for_a_backward_pass_that_not_every_defense_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        {"name": "own pass", "why": "w", "attack": "transfer(bpda(steps=20,backward=mask-aware))"},
+        {"name": "another", "why": "w", "attack": "bpda(steps=20,backward=straight)"},
+        {"name": "plain", "why": "w", "attack": "bpda(steps=20)"},
+        {"name": "exact", "why": "w", "attack": "pgd(steps=20,backward=exact)"},
+    ]
+    monkeypatch.setattr(suites, "_table", lambda suite: {"attacks": rows})
+
+    def found(defense: Defense) -> tuple[list[str], list[str]]:
+        entries = suites.expand("adaptive", defense, BALL)
+        return [e.name for e in entries], suites.left_out("adaptive", defense, BALL)
+
+    assert found(Offering()) == (
+        ["own pass", "plain", "exact"],
+        ["another is left out: the defense offers no backward pass 'straight'"],
+    )
+    kept, notes = found(zoo.Noisy())
+    assert kept == ["plain", "exact"] and len(notes) == 2 and "'mask-aware'" in notes[0]
+
+
+def test_nothing_of_the_shipped_suites_is_left_out_silently() -> None:
+    for suite in ("adaptive", "battery"):
+        for defense in ("menet-usvt", "vanilla", "tvm"):
+            made = defenses.get(defense)()
+            missing = suites.left_out(suite, made, BALL)
+            rows = suites._applying(suite, made, BALL)
+            assert len(suites.expand(suite, made, BALL)) + len(missing) == len(rows)

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from harness.cells.cells import Cell, Target
-from harness.paper import expansion
+from harness.paper import comparison, expansion
 from harness.paper.figures.data import (
     FOLDER,
     Cloud,
@@ -66,7 +66,7 @@ def record(cell: Cell, *, robust: float = 0.5, flags: dict[str, str] | None = No
     clean_attack = cell.attack.name == "clean"
     share = 0.9 if clean_attack else robust
     rows = [[rng.random() < share for _ in range(COUNT)] for _ in range(cell.draws)]
-    steps = expansion.steps_of(cell.attack) or 1
+    steps = comparison.steps_of(cell.attack) or 1
     right = sum(map(sum, rows)) / (COUNT * cell.draws)
     accuracy = Accuracy(
         one_draw=sum(rows[0]) / COUNT, mean=right, vote=right, all_draws=0.1, count=COUNT

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from harness.cells.cells import Cell
-from harness.paper import expansion, protocol, tables
+from harness.paper import expansion, protocol, sheets, tables
 from harness.paper.measured import Results, cell_name, percent, verdict
 from harness.paper.protocol import Protocol, Row
 from harness.results import worst_case
@@ -83,12 +83,12 @@ def test_missing_cells_are_dashes_and_failed_ones_say_why(tmp_path: Path) -> Non
     assert [row[4] for row in sheet.body] == ["refused: it | broke", "failed: it | broke", "–", "–"]
     assert [row[-1] for row in sheet.body] == ["–"] * 4
     assert "Nothing is measured yet." in sheet.caption
-    assert "refused: it \\| broke" in tables.markdown(sheet)
+    assert "refused: it \\| broke" in sheets.markdown(sheet)
 
 
 def test_unknown_claims_are_dashes(tmp_path: Path) -> None:
     table, results = made(tmp_path, "table1")
-    rows = body(tables.markdown(tables.sheet(table, SMOKE, results.numbers(table, SMOKE))))
+    rows = body(sheets.markdown(tables.sheet(table, SMOKE, results.numbers(table, SMOKE))))
     vanilla = rows[2]
     assert vanilla[2:12:2] == ["–", "–", "–", "–", "0.0"]
 
@@ -126,7 +126,7 @@ def test_caption_says_what_was_scaled_down(tmp_path: Path) -> None:
         "Profile smoke",
         "mnist in place of cifar10",
         "small-cnn in place of resnet18",
-        "of 200 epochs",
+        "of 39,200 updates",
         "of 1,000 attack steps",
         "40 test images",
         "scoring draws",
@@ -160,13 +160,13 @@ def test_names_cannot_break_a_format(tmp_path: Path) -> None:
     results = Results(Store(tmp_path))
     numbers = results.numbers(table, SMOKE)
     sheet = tables.sheet(table, SMOKE, numbers)
-    markdown = tables.markdown(sheet)
+    markdown = sheets.markdown(sheet)
     assert "=1+1 \\| &lt;script>" in markdown
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(sheet.header) + 1}
     rows = list(csv.DictReader(io.StringIO(tables.csv_text(table, numbers))))
     assert rows[0]["Method"] == "'=1+1 | <script>"
-    latex = tables.latex(sheet)
+    latex = sheets.latex(sheet)
     assert r"50 \% \textbackslash{} \$\_\{x\}\#\textasciitilde{}\textasciicircum{}\&" in latex
     assert latex.count(r"\begin{tabular}") == 1
 
@@ -267,7 +267,7 @@ def test_a_row_is_not_read_as_an_argument_of_latex(tmp_path: Path, label: str) -
     table = protocol.load("table2")
     table.heads[0] = table.rows[0].labels[0] = label
     numbers = Results(Store(tmp_path)).numbers(table, SMOKE)
-    latex = tables.latex(tables.sheet(table, SMOKE, numbers))
+    latex = sheets.latex(tables.sheet(table, SMOKE, numbers))
     assert latex.count("{}" + label) == 2
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from harness.cli.main import main
 from harness.evaluation import suites
-from harness.paper import claims, expansion, protocol
+from harness.paper import claims, comparison, expansion, protocol
 from harness.paper.protocol import Profile
 from harness.spec import build, parse
 from harness.types import HarnessError, ThreatModel
@@ -123,7 +123,7 @@ def test_fewer_steps_still_cross_the_ball() -> None:
             for cell in place.cells:
                 size, steps = (
                     cell.attack.parameters.get("step_size"),
-                    expansion.steps_of(cell.attack),
+                    comparison.steps_of(cell.attack),
                 )
                 if size is not None and steps is not None:
                     assert float(size) * steps >= cell.threat.epsilon

@@ -10,10 +10,12 @@ from matplotlib.ticker import NullFormatter
 
 from harness.paper import claims
 from harness.paper.claims import Claim
-from harness.paper.expansion import steps_of, training_of
+from harness.paper.comparison import keep_probabilities, steps_of
+from harness.paper.expansion import training_of
 from harness.paper.measured import Number, Results, Share
 from harness.paper.protocol import Profile, Protocol, headings
 from harness.results.style import COLOURS, DARK, GREY, MARKERS, Drawing
+from harness.spec import parse
 
 Point = tuple[float, Share]
 
@@ -143,8 +145,10 @@ def _trace(number: Number) -> list[Point]:
 
 
 def _claimed(table: Protocol, number: Number) -> list[Claim]:
+    """Return the points of the paper's curve for a row: none where the row has other keep probabilities."""
     settings = number.place.settings
-    defense = (settings.defense or "").partition("(")[0]
+    spec = parse(settings.defense or "")
+    defense, p = spec.name, keep_probabilities(spec)
     return [
         claim
         for claim in claims.load()
@@ -153,6 +157,7 @@ def _claimed(table: Protocol, number: Number) -> list[Claim]:
         == (settings.dataset, settings.model, defense)
         and claim.training == training_of(settings)
         and claim.attack == settings.attack
+        and claim.p in (None, p)
         and claim.value is not None
     ]
 
@@ -221,5 +226,8 @@ def _legend(figure: Any, handles: dict[str, Any], *, claimed: bool) -> None:
         )
     if shown:
         figure.legend(
-            list(shown.values()), list(shown), loc="outside lower center", ncols=len(shown)
+            list(shown.values()),
+            list(shown),
+            loc="outside lower center",
+            ncols=len(shown) if len(shown) < 5 else 3,
         )
