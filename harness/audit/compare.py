@@ -20,7 +20,7 @@ TRUSTED: dict[str, str] = {
 STORED = (
     "stored batches: passes, dead gradients and queries that fooled, as the view counted them",
     "stored batches: the trace before its end, whose images are not kept",
-    "stored batches: whether the victim was changed",
+    "stored batches: whether victim and process were changed, and what changed while the record was scored",
 )
 """What a record must agree with, but no one can count again without running the attack again."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def rebuild(
         images=hashlib.sha256(stored.images.numpy().tobytes()).hexdigest(),
         fooled_on_the_way=_share(fooled),
         fooled_outcomes=pack(fooled.tolist()),
+        fooled_once_a_step=_share((stored.fooled_looks > 0).numpy()),
         trace=_trace(stored.trace, steps),
         distances={
             name: record.distances[name] if _rounds(record.distances.get(name), value) else value
@@ -92,11 +94,25 @@ def rebuild(
             "backwards": _mean(stored.backwards),
             "dead_gradients": int(stored.dead_gradients.sum())
             / max(1, int(stored.backwards.sum())),
+            "dead_pixels": int(stored.dead_pixels.sum()) / max(1, int(stored.probed_pixels.sum())),
         },
         invalid=_invalid(stored.images, batch, record, attack.bounded),
     )
-    raised = flags.flags(expected, model_changed=stored.changed)
+    changed, process = (
+        _changed(record.flags.get(flag, ""), parts)
+        for flag, parts in (("model-changed", stored.changed), ("process-changed", stored.process))
+    )
+    raised = flags.flags(expected, model_changed=changed, process_changed=process)
     return dataclasses.replace(expected, flags=raised)
+
+
+def _changed(stated: str, parts: Sequence[str]) -> str:
+    """Return what a guest changed, as the record must say it: all that the batches name.
+
+    What changed while the record was scored is noted nowhere else, so more than that stands.
+    """
+    words = stated.partition(": ")[2]
+    return words if all(part in words for part in parts) else ", ".join(parts)
 
 
 def _notes(record: Record, current: Plan) -> tuple[str, ...]:

@@ -13,7 +13,15 @@ from harness.storage import store
 from harness.storage.store import Store
 from harness.types import Dataset
 
-_COUNTS = ("forwards", "backwards", "dead_gradients", "first_fooled")
+_COUNTS = (
+    "forwards",
+    "backwards",
+    "dead_gradients",
+    "dead_pixels",
+    "probed_pixels",
+    "fooled_looks",
+    "first_fooled",
+)
 END = -1
 """The step under which a batch stores the trace of the images that the attack returned."""
 
@@ -33,12 +41,17 @@ class StoredImages:
     forwards: Tensor
     backwards: Tensor
     dead_gradients: Tensor
+    dead_pixels: Tensor
+    probed_pixels: Tensor
+    fooled_looks: Tensor
     first_fooled: Tensor
     """(N,) int64 each; `first_fooled` is -1 where no query was fooled."""
     trace: dict[int, Tensor]
     """By step: (draws, N) bool; `END` for the images that were returned."""
-    changed: bool
-    """Whether the victim's state differed after any batch."""
+    changed: tuple[str, ...]
+    """What the batches say was changed of the victim."""
+    process: tuple[str, ...]
+    """What they say was changed of the process."""
 
 
 def generation_key(record: Record) -> str:
@@ -59,7 +72,8 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
     done = torch.zeros(count, dtype=torch.bool)
     batches: list[Tensor] = []
     traces: list[dict[int, Tensor]] = []
-    changed = False
+    changed: list[str] = []
+    process: list[str] = []
     for path in store.files(opened.progress_folder(key), ".safetensors"):
         tensors, metadata = store.read_tensors(path)
         _check(path, tensors, metadata, test)
@@ -72,14 +86,16 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
             counts[name][positions] = tensors[f"evidence.{name}"].to(torch.int64)
         batches.append(positions)
         traces.append(_trace(tensors))
-        changed |= metadata["changed"] != "0"
+        changed += filter(None, [metadata["changed"]])
+        process += filter(None, [metadata["process"]])
     if not bool(done.all()):
         raise MissingEvidence(f"{int((~done).sum())} of {count} attacked images are not there")
     return StoredImages(
         images=images,
         batches=tuple(batches),
         trace=_joined(traces, batches, count),
-        changed=changed,
+        changed=tuple(changed),
+        process=tuple(process),
         **counts,
     )
 
@@ -91,7 +107,11 @@ def impossible(found: StoredImages, access: str) -> list[str]:
         problems.append("the stored batches count more dead gradients than gradients")
     if bool((found.first_fooled > found.forwards).any() or (found.first_fooled < -1).any()):
         problems.append("the stored batches were fooled at a query that was never made")
-    if any(bool((getattr(found, name) < 0).any()) for name in _COUNTS[:3]):
+    if bool((found.dead_pixels > found.probed_pixels).any()):
+        problems.append("the stored batches count more dead pixels than probed ones")
+    if bool((found.fooled_looks > found.forwards).any()):
+        problems.append("the stored batches count more looks that fooled than looks")
+    if any(bool((getattr(found, name) < 0).any()) for name in _COUNTS if name != "first_fooled"):
         problems.append("the stored batches hold negative counts")
     if access != "gradients" and bool((found.backwards > 0).any()):
         problems.append(f"the stored batches count gradients under access to {access}")
@@ -105,8 +125,8 @@ def _check(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], tes
         raise store.damaged(path, f"it lacks {', '.join(missing)}")
     if metadata.get("generation") != path.parent.name:
         raise store.damaged(path, "it is a batch of another attack")
-    if metadata.get("changed") not in ("0", "1"):
-        raise store.damaged(path, "it does not say whether the victim was changed")
+    if not {"changed", "process"} <= metadata.keys():
+        raise store.damaged(path, "it does not say whether victim and process were changed")
     positions = tensors["positions"]
     count = len(positions)
     if positions.dtype != torch.int64 or positions.ndim != 1 or not count:
