@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import copy
 import dataclasses
+import functools
 import operator
 import sys
 from collections.abc import Iterator
@@ -71,13 +72,13 @@ def read() -> list[Namespace]:
     """Return every namespace that is watched, as it is now."""
     found: list[Namespace] = []
     for name, module in list(sys.modules.items()):
-        if isinstance(module, ModuleType) and _is_watched(name):
+        if _is_watched(name) and isinstance(module, ModuleType):
             known = _known.get(name)
             if known is None or known[0].owner is not module or not known[0].is_whole():
                 known = _known[name] = [
                     _namespace(owner, label) for owner, label in _owners(name, module)
                 ]
-            for place, space in enumerate(known):
+            for place, space in enumerate(known[1:], 1):  # the first was looked at just now
                 if not space.is_whole():
                     known[place] = _namespace(space.owner, space.label)
             found += known
@@ -114,6 +115,7 @@ def _has_grown(space: Namespace) -> bool:
     return all(live.get(name) is value or name in _GROWING for name, value in space.values.items())
 
 
+@functools.cache
 def _is_watched(name: str) -> bool:
     return name in _MODULES or name == "harness" or name.startswith((*_PACKAGES, _USER_FILE))
 
