@@ -24,7 +24,7 @@ from harness.evaluation.generation import Generation
 from harness.spec import parse
 from harness.storage.progress import Silent
 from harness.storage.store import Store
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 from harness.types import ThreatModel
 
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.prepare()
-        models = Workshop(
+        models = ModelStore(
             store=store,
             device=torch.device("cpu"),
             reporter=Silent(),

@@ -93,7 +93,7 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     from harness.results.records import Record, Timing
     from harness.storage.progress import Silent
     from harness.storage.store import Store
-    from harness.targets.model_store import Workshop
+    from harness.targets.model_store import ModelStore
     from harness.targets.training import Stop
     from harness.types import Spec, ThreatModel
 
@@ -106,8 +106,10 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     )
     store = Store(folder / "scheduler")
     store.prepare()
-    workshop = Workshop(store=store, device=torch.device("cpu"), reporter=Silent(), stop=Stop())
-    runner = Runner(workshop=workshop)
+    model_store = ModelStore(
+        store=store, device=torch.device("cpu"), reporter=Silent(), stop=Stop()
+    )
+    runner = Runner(model_store=model_store)
 
     def cells(count: int) -> list[Cell]:
         first = Cell(
@@ -137,7 +139,7 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
     before = time.monotonic()
     plans = []
     for start in range(0, PLANNED, PLANNED // 2):
-        plans += [plan(cell, workshop) for cell in many[start : start + PLANNED // 2]]
+        plans += [plan(cell, model_store) for cell in many[start : start + PLANNED // 2]]
         marks.append(resident())
     spent = time.monotonic() - before
     grown = [(after - first) / 2**20 for first, after in itertools.pairwise(marks)]

@@ -25,7 +25,7 @@ from harness.cells.cells import Target
 from harness.spec import parse
 from harness.storage.progress import Silent
 from harness.storage.store import Store
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 
 DEFENSES = (
@@ -67,7 +67,7 @@ def main() -> None:
     trained: dict[str, list[float]] = {words: [] for words in chosen}
     before: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        shop = Workshop(
+        shop = ModelStore(
             store=Store(Path(folder), Path(folder)),
             device=torch.device("cpu"),
             reporter=Silent(),

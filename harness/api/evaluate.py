@@ -31,7 +31,7 @@ from harness.storage import batches, progress, store
 from harness.targets import devices, objects, own_models
 from harness.targets.defended import Defended
 from harness.targets.given import GivenModel
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 from harness.types import Attack, Dataset, Defense, HarnessError, Norm, Spec, Training
 
@@ -117,7 +117,7 @@ def evaluate(
             precision=precision,
         )
         folder = Path(results) if results else Path(stack.enter_context(_temporary()))
-        workshop = GivenModel(
+        model_store = GivenModel(
             store=store.Store(folder),
             device=chosen,
             reporter=progress.reporter(quiet=quiet),
@@ -126,9 +126,9 @@ def evaluate(
             target=target,
             test=test,
         )
-        workshop.store.prepare()
+        model_store.store.prepare()
         cells, notes = planning.cells_on(target, asked.threat, attacks)
-        runner = Runner(workshop=workshop, batch_size=batch_size)
+        runner = Runner(model_store=model_store, batch_size=batch_size)
         return _gather(runner.run(cells), runner, test, tuple(notes))
 
 
@@ -159,15 +159,15 @@ def load_defended(
         training_options={} if limit is None else {"limit": limit},
     )
     target = planning.target_of(defense or defense_registry.default, asked, seed=seed)
-    workshop = Workshop(
+    model_store = ModelStore(
         store=store.Store(Path(results)),
         device=devices.choose(device),
         reporter=progress.reporter(quiet=quiet),
         stop=Stop(),
         data_dir=Path(data_dir) if data_dir else None,
     )
-    workshop.store.prepare()
-    return workshop.obtain(target)
+    model_store.store.prepare()
+    return model_store.obtain(target)
 
 
 def load_images(

@@ -51,7 +51,7 @@ class Battery:
 
     target: Target
     threat: ThreatModel
-    workshop: TargetSource
+    model_store: TargetSource
     budget: float
     draws: int = 10
     limit: int | None = None
@@ -67,7 +67,7 @@ class Battery:
 
     def __post_init__(self) -> None:
         self._started = self.clock()
-        self._outer = self.workshop.stop
+        self._outer = self.model_store.stop
         self._deadline = Deadline(self._outer, self._started + self.budget, self.clock)
         self._tried: list[Tried] = []
         self._probes: list[Probe] = []
@@ -79,10 +79,10 @@ class Battery:
         Raises:
             Interrupted: a signal came. HarnessError: the target cannot be made.
         """
-        self.workshop.stop = self._deadline
+        self.model_store.stop = self._deadline
         try:
             try:
-                defended = self.workshop.obtain(self.target)
+                defended = self.model_store.obtain(self.target)
             except BudgetSpent:
                 self._probes.append(
                     Probe(name="training", outcome="the budget was spent in it", untested=True)
@@ -95,7 +95,7 @@ class Battery:
             self._attacks(defended, size)
             return self._finish(size)
         finally:
-            self.workshop.stop = self._outer
+            self.model_store.stop = self._outer
 
     # --- how much -----------------------------------------------------------------------------
 
@@ -103,14 +103,14 @@ class Battery:
     def key(self) -> str:
         """Of what is audited and how; not of what is found."""
         asked = [self.target, self.threat, self.budget, self.draws, self.limit, self.scale]
-        return keys.key([self.workshop.resolved(self.target), *asked])
+        return keys.key([self.model_store.resolved(self.target), *asked])
 
     def _size(self, defended: Defended) -> _Size:
         """The largest share of the suite and then the most images that should fit."""
-        known = self.workshop.store.read_json("audit-sizes", self.key, _Size)
+        known = self.model_store.store.read_json("audit-sizes", self.key, _Size)
         if known is not None:
             return known
-        available = len(self.workshop.dataset(self.target.dataset, "test"))
+        available = len(self.model_store.dataset(self.target.dataset, "test"))
         most = min(available, self.limit or available)
         pace = self._pace(defended)
         allowed = self._deadline.left * _SHARE
@@ -128,13 +128,13 @@ class Battery:
         scale = next((scale for scale in scales if fits(counts[-1], scale)), scales[-1])
         count = next((count for count in counts if fits(count, scale)), counts[-1])
         size = _Size(count, scale)
-        self.workshop.store.write_json("audit-sizes", self.key, size)
+        self.model_store.store.write_json("audit-sizes", self.key, size)
         return size
 
     def _pace(self, defended: Defended) -> Pace:
         """Time one batch of the test set."""
-        test = self.workshop.dataset(self.target.dataset, "test").first(self.batch_size)
-        batch = test.batch(slice(0, None)).to(self.workshop.device)
+        test = self.model_store.dataset(self.target.dataset, "test").first(self.batch_size)
+        batch = test.batch(slice(0, None)).to(self.model_store.device)
         return measure_pace(defended, batch, Draws(self.target.seed, batch.ids, Role.AUDIT))
 
     def _cost(self, entry: Entry, count: int, pace: Pace) -> float:
@@ -187,16 +187,16 @@ class Battery:
             needs = "it needs an independently trained copy of the model"
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
-        key = plan(cell, self.workshop).key
+        key = plan(cell, self.model_store).key
         cost, left = self._cost(entry, size.count, pace), max(0.0, self._deadline.left)
-        stored = self.workshop.store.has("records", key)
+        stored = self.model_store.store.has("records", key)
         if not stored and cost > left:
             needs = f"it needs about {duration(cost)}, {duration(left)} were left"
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
         try:
             runner = Runner(
-                workshop=self.workshop,
+                model_store=self.model_store,
                 batch_size=self.batch_size,
                 elsewhere=self.elsewhere,
                 isolate=self.isolate,
@@ -216,8 +216,8 @@ class Battery:
     def _stability(self, defended: Defended, size: _Size) -> None:
         """Randomness that a defense does not declare: two looks at one draw must agree."""
         name = "two looks at the same draw"
-        test = self.workshop.dataset(self.target.dataset, "test").first(size.count)
-        batch = test.batch(slice(0, None)).to(self.workshop.device)
+        test = self.model_store.dataset(self.target.dataset, "test").first(size.count)
+        batch = test.batch(slice(0, None)).to(self.model_store.device)
         draws = Draws(self.target.seed, batch.ids, Role.AUDIT)
         differ = 0
         for start in range(0, len(batch), self.batch_size):
@@ -237,10 +237,10 @@ class Battery:
     def _randomness(self, defended: Defended, record: Record) -> None:
         """Accuracy on an attack's images must not depend on whose draws are asked under."""
         name = "the judge's draws, an attack's, those of no run, and one for all images"
-        runner = Runner(workshop=self.workshop, batch_size=self.batch_size)
-        shard = runner.attack(plan(record.cell, self.workshop))[0]
-        test = self.workshop.dataset(self.target.dataset, "test")
-        batch = shard.batch(test, self.workshop.device)
+        runner = Runner(model_store=self.model_store, batch_size=self.batch_size)
+        shard = runner.attack(plan(record.cell, self.model_store))[0]
+        test = self.model_store.dataset(self.target.dataset, "test")
+        batch = shard.batch(test, self.model_store.device)
         attacked = dataclasses.replace(batch, images=shard.images.to(batch.images))
         reason = randomness.disagreement(defended, attacked, seed=self.target.seed)
         outcome = reason or "accuracies agree"
@@ -269,8 +269,8 @@ class Battery:
             outcome = "no attack with gradients was finished in time"
             self._probes.append(Probe(name=name, outcome=outcome, untested=True))
             return
-        test = self.workshop.dataset(self.target.dataset, "test").first(_READOUT_IMAGES)
-        batch = test.batch(slice(0, None)).to(self.workshop.device)
+        test = self.model_store.dataset(self.target.dataset, "test").first(_READOUT_IMAGES)
+        batch = test.batch(slice(0, None)).to(self.model_store.device)
         found = self._guarded_readout(defended, batch, strongest.cell.attack)
         if found is None or found.refused:
             why = found.refused if found else "it did not fit into the budget"
@@ -316,7 +316,7 @@ class Battery:
         spec = self.target.defense
         held = dataclasses.replace(spec, parameters={**spec.parameters, "randomness": "fixed"})
         target = dataclasses.replace(self.target, defense=held)
-        for entry in suites.expand("held", self.workshop.defense(target), self.threat):
+        for entry in suites.expand("held", self.model_store.defense(target), self.threat):
             self._attack(entry, target, size, pace)
 
     # --- what came of it ----------------------------------------------------------------------
@@ -336,8 +336,8 @@ class Battery:
             target=self.target,
             threat=self.threat,
             count=size.count,
-            available=len(self.workshop.dataset(self.target.dataset, "test")),
-            draws=self.draws if self.workshop.defense(self.target).is_random else 1,
+            available=len(self.model_store.dataset(self.target.dataset, "test")),
+            draws=self.draws if self.model_store.defense(self.target).is_random else 1,
             budget=self.budget,
             spent=self.clock() - self._started,
             scale=size.scale,
@@ -348,7 +348,7 @@ class Battery:
             sentence=sentence,
         )
         page = report(found, self._records)
-        folder = self.workshop.store
+        folder = self.model_store.store
         folder.write_json("audits", self.key, found)
         store.write_atomic(folder.results / "audits" / f"{self.key}.md", page.encode())
         return found, page

@@ -54,7 +54,7 @@ class _Contradicted(Exception):
 
 
 def verify(
-    workshop: TargetSource, names: Sequence[str], reporter: Reporter, *, draws: int = 10
+    model_store: TargetSource, names: Sequence[str], reporter: Reporter, *, draws: int = 10
 ) -> list[Finding]:
     """Return a finding for each record named, or for all.
 
@@ -64,25 +64,25 @@ def verify(
     Raises:
         Interrupted: a signal came.
     """
-    wanted = names or workshop.store.names("records")
+    wanted = names or model_store.store.names("records")
     findings = []
     with reporter.task("verifying", len(wanted)) as task:
         for name in wanted:
-            findings.append(_one(workshop, name, draws))
+            findings.append(_one(model_store, name, draws))
             task.advance(1)
-            workshop.stop.check()
+            model_store.stop.check()
     return findings
 
 
-def _one(workshop: TargetSource, name: str, draws: int) -> Finding:
+def _one(model_store: TargetSource, name: str, draws: int) -> Finding:
     title = ""
     status: Literal["verified", "contradicted", "unverifiable"] = "contradicted"
     try:
-        record = workshop.store.read_json("records", name, Record)
+        record = model_store.store.read_json("records", name, Record)
         if record is None:
-            raise MissingEvidence(f"there is no record {name} in {workshop.store.results}")
+            raise MissingEvidence(f"there is no record {name} in {model_store.store.results}")
         title = f"{record.cell.attack} on {record.cell.target.label}"
-        problems, summary, trusted = _checked(workshop, record, name, draws)
+        problems, summary, trusted = _checked(model_store, record, name, draws)
     except Interrupted:
         raise
     except _Contradicted as error:
@@ -111,18 +111,18 @@ def _one(workshop: TargetSource, name: str, draws: int) -> Finding:
 
 
 def _checked(
-    workshop: TargetSource, record: Record, name: str, draws: int
+    model_store: TargetSource, record: Record, name: str, draws: int
 ) -> tuple[list[str], str, tuple[str, ...]]:
     """Check a record from end to end: (problems, what new draws found, what was taken on trust)."""
     if problems := identity(record, name):
         raise _Contradicted(*problems)
-    current = _planned(record, workshop)
-    target, test = _model(current, workshop)
+    current = _planned(record, model_store)
+    target, test = _model(current, model_store)
     batch = test.batch(slice(0, None))
     if problems := shape(record, len(test), _facts(current.resolved)["draws"]):
         raise _Contradicted(*problems)
-    stored = read(workshop.store, generation_key(record), test)
-    source = _source(current, workshop, target)
+    stored = read(model_store.store, generation_key(record), test)
+    source = _source(current, model_store, target)
     again = Rescoring(
         target=target,
         source=source,
@@ -130,7 +130,7 @@ def _checked(
         stored=stored,
         batch=batch,
         record=record,
-        device=workshop.device,
+        device=model_store.device,
     )
     predicted = again.predict(Role.SCORE, len(record.robust_outcomes))
     expected = rebuild(
@@ -153,13 +153,13 @@ def _checked(
     problems += _threat(record, stored.images, batch.images, batch.ids, expected.bounded)
     problems += impossible(stored, record.access)
     problems += again.replay(predicted) + again.replay_trace()
-    problems += compare.differences(_as_stored(workshop, record), compare.plain(expected))
+    problems += compare.differences(_as_stored(model_store, record), compare.plain(expected))
     found, summary = again.again(draws)
     problems += found
     if not same_code:
         summary += "; the attack's code has changed since"
     limit = record.cell.limit
-    everything = len(workshop.dataset(record.cell.target.dataset, "test"))
+    everything = len(model_store.dataset(record.cell.target.dataset, "test"))
     trusted = compare.on_trust(
         record,
         randomised=target.randomised,
@@ -208,9 +208,9 @@ def shape(record: Record, images: int, draws: int) -> list[str]:
     return problems
 
 
-def _as_stored(workshop: TargetSource, record: Record) -> Any:
+def _as_stored(model_store: TargetSource, record: Record) -> Any:
     """Return the record's file as it lies there, with entries that no record has."""
-    path = workshop.store.json_path("records", record.key)
+    path = model_store.store.json_path("records", record.key)
     return json.loads(read_bytes(path))["value"]
 
 
@@ -223,14 +223,14 @@ def _facts(resolved: Any) -> dict[str, Any]:
     return facts
 
 
-def _planned(record: Record, workshop: TargetSource) -> Plan:
+def _planned(record: Record, model_store: TargetSource) -> Plan:
     """Return the plan of the record's cell today.
 
     Raises:
         MissingEvidence: the code or the data changed since.
         HarnessError: the dataset is not the same, or the cell asks for something else.
     """
-    current = plan(record.cell, workshop)
+    current = plan(record.cell, model_store)
     then, now = _facts(record.resolved), _facts(current.resolved)
     if then["test"] != now["test"]:
         raise HarnessError(
@@ -273,25 +273,25 @@ def _difference(then: Any, now: Any) -> str:
     return ""
 
 
-def _model(current: Plan, workshop: TargetSource) -> tuple[Defended, Dataset]:
+def _model(current: Plan, model_store: TargetSource) -> tuple[Defended, Dataset]:
     target = current.cell.target
-    if not workshop.is_trained(target):
+    if not model_store.is_trained(target):
         raise MissingEvidence("the trained weights are not there")
-    test = workshop.dataset(target.dataset, "test").first(current.cell.limit)
+    test = model_store.dataset(target.dataset, "test").first(current.cell.limit)
     try:
-        return workshop.obtain(target), test
+        return model_store.obtain(target), test
     except DamagedFile as error:
         raise MissingEvidence(f"the trained weights cannot be read: {error}") from error
 
 
-def _source(current: Plan, workshop: TargetSource, target: Defended) -> Defended | None:
+def _source(current: Plan, model_store: TargetSource, target: Defended) -> Defended | None:
     """Return the model on which the images were made, where its weights are there."""
     if current.source == current.cell.target:
         return target
-    if not workshop.is_trained(current.source):
+    if not model_store.is_trained(current.source):
         return None
     try:
-        return workshop.obtain(current.source)
+        return model_store.obtain(current.source)
     except DamagedFile:
         return None
 

@@ -55,7 +55,7 @@ def audit(
             found, page = battery.Battery(
                 target=target,
                 threat=asked.threat,
-                workshop=runner.workshop,
+                model_store=runner.model_store,
                 budget=allowed,
                 draws=draws,
                 limit=limit,

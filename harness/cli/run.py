@@ -102,18 +102,18 @@ def _run(cells: Sequence[Cell], notes: Sequence[str], runner: Runner, *, strict:
     from harness.results import flags, summaries
     from harness.results.records import Failure, Timing
 
-    store, workshop = runner.store, runner.workshop
+    store, model_store = runner.store, runner.model_store
     results = summaries.flagged(runner.run(cells))
     timings = {result.key: store.read_json("timings", result.key, Timing) for result in results}
-    note = workshop.dataset(cells[0].target.dataset, "test").note
+    note = model_store.dataset(cells[0].target.dataset, "test").note
     show(results, timings, store.results, note)
     for line in [*summaries.worst_lines(results), *notes, *summaries.spread_lines(results)]:
         click.echo(line)
     failed = [result for result in results if isinstance(result, Failure)]
-    for line in workshop.damage:
+    for line in model_store.damage:
         if not any(line in failure.reason for failure in failed):
             click.echo(f"damaged: {line}, and made again", err=True)
-    if workshop.damage or any(failure.kind == "damaged" for failure in failed):
+    if model_store.damage or any(failure.kind == "damaged" for failure in failed):
         return 1
     if failed:
         return 2

@@ -39,8 +39,8 @@ def verify(keys: tuple[str, ...], draws: int, **words: Any) -> None:
         raise HarnessError(f"no records in {where.results}: `harness run` makes some")
 
     def work(runner: Runner) -> int:
-        workshop = runner.workshop
-        findings = verify.verify(workshop, keys, workshop.reporter, draws=draws)
+        model_store = runner.model_store
+        findings = verify.verify(model_store, keys, model_store.reporter, draws=draws)
         for finding in findings:
             line = f"{finding.status} {finding.key} {finding.title}"
             click.echo(f"{line}: {finding.summary}" if finding.summary else line)

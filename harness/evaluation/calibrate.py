@@ -94,21 +94,21 @@ class Costs(Pace):
 def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
     """Of all cells that are missing, with the trainings that they still need."""
     started = time.monotonic()
-    workshop = runner.workshop
+    model_store = runner.model_store
     costs: dict[str, Costs] = {}
     trained: set[str] = set()
     training = attack = scoring = 0.0
     disk = unknown = 0
-    with workshop.reporter.task("calibration", len(missing)) as task:
+    with model_store.reporter.task("calibration", len(missing)) as task:
         for each in missing:
-            workshop.stop.check()
+            model_store.stop.check()
             target = each.cell.target
-            test = workshop.dataset(target.dataset, "test").first(each.cell.limit)
+            test = model_store.dataset(target.dataset, "test").first(each.cell.limit)
             size = min(runner.batch_size, len(test))
             try:
                 for wanted in {keys.canonical(t): t for t in (target, each.source)}.values():
-                    key = workshop.key(wanted)
-                    if key not in trained and not workshop.is_trained(wanted):
+                    key = model_store.key(wanted)
+                    if key not in trained and not model_store.is_trained(wanted):
                         batch = wanted.training.batch_size
                         training += _training(wanted, runner, _costs(wanted, runner, costs, batch))
                         disk += _disk(wanted, runner)
@@ -120,7 +120,7 @@ def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
                 scoring += cost.scoring(each.resolved.draws) * len(test)
                 disk += 4 * test.images[0].numel() * len(test)
             except HarnessError as error:
-                workshop.reporter.say(f"not calibrated: {each.cell.attack}: {error}")
+                model_store.reporter.say(f"not calibrated: {each.cell.attack}: {error}")
             task.advance(1)
     return Estimate(
         training=training,
@@ -134,9 +134,9 @@ def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
 
 
 def _training(target: Target, runner: Runner, cost: Costs) -> float:
-    plan, workshop = target.training, runner.workshop
-    defense = workshop.defense(target)
-    images = len(workshop.dataset(target.dataset, "train").first(plan.limit))
+    plan, model_store = target.training, runner.model_store
+    defense = model_store.defense(target)
+    images = len(model_store.dataset(target.dataset, "train").first(plan.limit))
     seen = plan.epochs * images
     seconds = seen * cost.train
     if plan.kind == "adversarial" and plan.inner is not None:
@@ -154,10 +154,10 @@ def _training(target: Target, runner: Runner, cost: Costs) -> float:
 
 def _disk(target: Target, runner: Runner) -> int:
     """Bytes of the fixed training versions, the largest thing that a training leaves."""
-    defense = runner.workshop.defense(target)
+    defense = runner.model_store.defense(target)
     if target.training.kind == "adversarial" or not defense.estimates:
         return 0
-    dataset = runner.workshop.dataset(target.dataset, "train").first(target.training.limit)
+    dataset = runner.model_store.dataset(target.dataset, "train").first(target.training.limit)
     return defense.estimates * dataset.images[0].numel() * len(dataset)
 
 
@@ -165,27 +165,27 @@ def _costs(target: Target, runner: Runner, known: dict[str, Costs], size: int) -
     """Costs in batches of `size`, measured once for targets that differ in nothing that counts."""
     key = keys.key([target.dataset, target.model, target.defense, target.precision, size])
     if key not in known:
-        test = runner.workshop.dataset(target.dataset, "test")
+        test = runner.model_store.dataset(target.dataset, "test")
         known[key] = _measure(_untrained(target, runner, test), test, size, runner)
     return known[key]
 
 
 def _untrained(target: Target, runner: Runner, dataset: Dataset) -> Defended:
     """The defended model with fresh weights: its passes cost what the trained one's do."""
-    workshop = runner.workshop
-    defense = workshop.defense(target)
+    model_store = runner.model_store
+    defense = model_store.defense(target)
     shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
     classes = len(dataset.classes)
     model = build(target.model, models, shape=shape, classes=classes)
-    model = model.to(workshop.device, memory_format=torch.channels_last)
+    model = model.to(model_store.device, memory_format=torch.channels_last)
     auxiliary = defense.auxiliary_module(dataset.shape)
     if auxiliary is not None:
-        auxiliary = auxiliary.to(workshop.device)
+        auxiliary = auxiliary.to(model_store.device)
     return Defended(model, defense, classes, auxiliary, search=target.precision)
 
 
 def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) -> Costs:
-    device = runner.workshop.device
+    device = runner.model_store.device
     batch = dataset.batch(slice(0, size)).to(device)
     draws = Draws(0, batch.ids, Role.SCORE)
     quick = defended.quick(device)
@@ -280,8 +280,8 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 def _peak(runner: Runner) -> int:
     """The most memory that calibration held: it ran full batches of every model and defense, on the
     datasets of the run."""
-    if runner.workshop.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(runner.workshop.device)
+    if runner.model_store.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runner.model_store.device)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -82,7 +82,7 @@ class Plan:
     """The key of the attacked images, which cells that score them differently share."""
 
 
-def plan(cell: Cell, workshop: TargetSource) -> Plan:
+def plan(cell: Cell, model_store: TargetSource) -> Plan:
     """Keys and plugins of a cell; trains nothing.
 
     Raises:
@@ -90,17 +90,17 @@ def plan(cell: Cell, workshop: TargetSource) -> Plan:
     """
     attack = plugins.attack(cell.attack)
     source = source_of(cell.target, plugins.guarded(str(cell.attack), lambda: attack.source))
-    test = workshop.dataset(cell.target.dataset, "test")
-    defense = workshop.defense(cell.target)
+    test = model_store.dataset(cell.target.dataset, "test")
+    defense = model_store.defense(cell.target)
     resolved = Resolved(
-        source=workshop.resolved(source),
-        randomness=workshop.defense(source).randomness,
+        source=model_store.resolved(source),
+        randomness=model_store.defense(source).randomness,
         attack=plugins.guarded(str(cell.attack), lambda: resolve(attack, cell.attack)),
         threat=cell.threat,
         test=test.digest,
         limit=min(cell.limit or len(test), len(test)),
         max_queries=cell.max_queries,
-        target=workshop.resolved(cell.target),
+        target=model_store.resolved(cell.target),
         target_randomness=defense.randomness,
         draws=cell.draws if defense.is_random else 1,
     )
@@ -148,7 +148,7 @@ class Runner:
     to it, and looked at again when all else is done.
     """
 
-    workshop: TargetSource
+    model_store: TargetSource
     batch_size: int = 128
     executor: Executor = dataclasses.field(default_factory=InProcess)
     elsewhere: Elsewhere | None = None
@@ -165,7 +165,7 @@ class Runner:
 
     @property
     def store(self) -> store.Store:
-        return self.workshop.store
+        return self.model_store.store
 
     @property
     def leases(self) -> Leases:
@@ -180,7 +180,7 @@ class Runner:
             Interrupted: a signal came; what is done is kept.
             StoreError: the results folder cannot be read or written; what is done is kept.
         """
-        plans = [plan(cell, self.workshop) for cell in cells]
+        plans = [plan(cell, self.model_store) for cell in cells]
         if self.announces:
             self._warn(cells)
         # Cells of one trained model run together, so that it is trained and loaded once.
@@ -213,13 +213,13 @@ class Runner:
         while pending:
             waiting = []
             for current in pending:
-                self.workshop.stop.check()
+                self.model_store.stop.check()
                 try:
                     results[current.key] = self._one(current)
                 except Busy:
                     waiting.append(current)
             if len(waiting) == len(pending):
-                self.workshop.stop.check()
+                self.model_store.stop.check()
                 time.sleep(_PAUSE)
             pending = waiting
         return results
@@ -228,15 +228,15 @@ class Runner:
         """Say once of each ball that it holds every image."""
         balls = {cell.target.dataset: cell.threat for cell in cells}
         for dataset, threat in balls.items():
-            if line := threat.doubt(self.workshop.dataset(dataset, "test").shape):
-                self.workshop.reporter.say(line)
+            if line := threat.doubt(self.model_store.dataset(dataset, "test").shape):
+                self.model_store.reporter.say(line)
 
     def _announce(self, plans: Sequence[Plan]) -> None:
         """What is set out to do, for `harness status`."""
         cells = []
         for each in plans:
             target = each.cell.target
-            trainings = {self.workshop.key(target), self.workshop.key(each.source)}
+            trainings = {self.model_store.key(target), self.model_store.key(each.source)}
             cells.append(
                 Planned(
                     key=each.key,
@@ -281,9 +281,9 @@ class Runner:
                 break
             self.store.remove("failures", current.key)
             status = elsewhere.run(
-                current.cell, batch_size=self.batch_size, stop=self.workshop.stop
+                current.cell, batch_size=self.batch_size, stop=self.model_store.stop
             )
-            self.workshop.stop.check()
+            self.model_store.stop.check()
             failure = self.store.read_json("failures", current.key, Failure)
             if failure is not None:
                 return failure
@@ -304,7 +304,7 @@ class Runner:
         except (Interrupted, Dirty, store.StoreError):
             raise
         except store.DamagedFile as error:
-            line = self.workshop.mend(error)
+            line = self.model_store.mend(error)
             reason = f"{line}: the same command again makes it anew"
             return self.fail(current, reason, "damaged")
         except HarnessError as error:
@@ -337,8 +337,8 @@ class Runner:
         Raises:
             HarnessError: why not.
         """
-        test = self.workshop.dataset(current.cell.target.dataset, "test")
-        defense = self.workshop.defense(current.source)
+        test = self.model_store.dataset(current.cell.target.dataset, "test")
+        defense = self.model_store.defense(current.source)
         facts = _Facts(
             len(test.classes),
             defense.is_random,
@@ -358,8 +358,8 @@ class Runner:
             Busy: others are made by other runs. Interrupted: a signal came.
             StoreError: a batch cannot be read or written.
         """
-        cell, workshop = current.cell, self.workshop
-        source = workshop.obtain(current.source, wait=False)
+        cell, model_store = current.cell, self.model_store
+        source = model_store.obtain(current.source, wait=False)
         generation = Generation(
             title=f"{cell.attack} on {cell.target.label}",
             attack=current.attack,
@@ -367,22 +367,22 @@ class Runner:
             max_queries=cell.max_queries,
             seed=current.source.seed,
             source=source,
-            test=workshop.dataset(cell.target.dataset, "test").first(cell.limit),
-            device=workshop.device,
+            test=model_store.dataset(cell.target.dataset, "test").first(cell.limit),
+            device=model_store.device,
             batch_size=self.batch_size,
             folder=self.store.progress_folder(current.generation_key),
-            reporter=workshop.reporter,
-            stop=workshop.stop,
-            mend=workshop.mend,
+            reporter=model_store.reporter,
+            stop=model_store.stop,
+            mend=model_store.mend,
             leases=leases or self.leases,
         )
         return generation.shards()
 
     def _measure(self, current: Plan) -> Record:
-        cell, workshop = current.cell, self.workshop
+        cell, model_store = current.cell, self.model_store
         self.check(current)
-        test = workshop.whole(cell.target.dataset, "test").first(cell.limit)
-        target = workshop.obtain(cell.target, wait=False)
+        test = model_store.whole(cell.target.dataset, "test").first(cell.limit)
+        target = model_store.obtain(cell.target, wait=False)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         title = f"{cell.attack} on {cell.target.label}"
         shards = self.attack(current)
@@ -404,11 +404,11 @@ class Runner:
                 draws=current.resolved.draws,
                 bounded=current.attack.bounded,
                 replay=current.source == cell.target,
-                device=workshop.device,
+                device=model_store.device,
                 folder=self.store.scores_folder(current.key),
-                reporter=workshop.reporter,
-                stop=workshop.stop,
-                mend=workshop.mend,
+                reporter=model_store.reporter,
+                stop=model_store.stop,
+                mend=model_store.mend,
             )
             scored = scoring.score(shards)
             record = summary.record(
@@ -419,7 +419,7 @@ class Runner:
                 test=test,
                 shards=shards,
                 scored=scored,
-                device=workshop.device,
+                device=model_store.device,
             )
             seconds = sum(shard.seconds for shard in shards) + scored.seconds
             timing = Timing(

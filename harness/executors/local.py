@@ -63,7 +63,7 @@ class Processes:
         A worker that dies is not replaced: its leases die with it, and the others do its work.
         """
         workers = len(self.devices)
-        data_dir = runner.workshop.data_dir
+        data_dir = runner.model_store.data_dir
         started: list[subprocess.Popen[bytes]] = []
         done = False
         try:

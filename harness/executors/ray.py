@@ -68,7 +68,7 @@ class Cluster:
 
     def _place(self, runner: Runner) -> Place:
         """Return where the tasks of a run find things."""
-        store, data_dir = runner.store, runner.workshop.data_dir
+        store, data_dir = runner.store, runner.model_store.data_dir
         witness = store.results / f".driver.{secrets.token_hex(4)}{TEMPORARY}"
         return Place(
             results=str(store.results.resolve()),
@@ -140,7 +140,7 @@ class _Drive:
         slots = int(room.get("GPU", 0) / gpus if gpus else room.get("CPU", 0) / place.threads)
         if not slots:
             need = f"{gpus:g} GPUs" if gpus else f"{place.threads} CPU cores"
-            runner.workshop.reporter.say(
+            runner.model_store.reporter.say(
                 f"no node has {need} for a task: waiting for one that does"
             )
         self.parts = cluster.workers or max(1, slots)
@@ -166,12 +166,12 @@ class _Drive:
                 results[each.key] = refused
         try:
             self._submit(ready)
-            with self.runner.workshop.reporter.task("cells on Ray", max(1, len(ready))) as task:
+            with self.runner.model_store.reporter.task("cells on Ray", max(1, len(ready))) as task:
                 while self.open:
                     for current, result in self._finished():
                         results[current.key] = result
                         task.advance(1)
-                    self.runner.workshop.stop.check()
+                    self.runner.model_store.stop.check()
         except BaseException:
             self._cancel()
             raise
@@ -180,22 +180,22 @@ class _Drive:
     def _submit(self, plans: Sequence[Plan]) -> None:
         trained: dict[str, Any] = {}
         attacked: dict[str, list[Any]] = {}
-        workshop = self.runner.workshop
+        model_store = self.runner.model_store
         for each in plans:
             for target in (each.source, each.cell.target):
-                name = workshop.key(target)
+                name = model_store.key(target)
                 if name not in trained and not own_models.is_given(target.model):
                     trained[name] = self._send(None, each, "train", target=target)
         for each in plans:
             name = each.generation_key
             if name not in attacked:
-                needed = [trained[key] for key in [workshop.key(each.source)] if key in trained]
+                needed = [trained[key] for key in [model_store.key(each.source)] if key in trained]
                 attacked[name] = [
                     self._send(None, each, "attack", needed, part=part)
                     for part in parts(each.resolved.limit, self.runner.batch_size, self.parts)
                 ]
         for each in plans:
-            key = workshop.key(each.cell.target)
+            key = model_store.key(each.cell.target)
             needed = [*attacked[each.generation_key], *([trained[key]] if key in trained else [])]
             self._send(each, each, "score", needed)
 
@@ -220,7 +220,7 @@ class _Drive:
                     yield current, self._lost(current, error)
                 continue
             log.copy(list(outcome.log))
-            self.runner.workshop.damage += outcome.damage
+            self.runner.model_store.damage += outcome.damage
             if outcome.fatal:
                 raise StoreError(outcome.fatal)
             if current is not None:

@@ -23,7 +23,7 @@ from harness.storage.leases import Busy, Lease, Leases
 from harness.storage.progress import Silent
 from harness.storage.store import StoreError, make_folder
 from harness.targets import memory
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError
 
@@ -88,10 +88,10 @@ def work(place: Place, step: Step, *before: Outcome) -> Outcome:
     result: Record | Failure | None
     try:
         runner = _runner(place)
-        runner.workshop.damage = damage
+        runner.model_store.damage = damage
         with (
             log.to(lines if place.logs else None),
-            _obeying(runner.workshop.stop),
+            _obeying(runner.model_store.stop),
             runner.store.publishing(),
         ):
             result = _step(runner, step, failed)
@@ -109,10 +109,10 @@ def work(place: Place, step: Step, *before: Outcome) -> Outcome:
 
 
 def _step(runner: Runner, step: Step, failed: Failure | None) -> Record | Failure | None:
-    workshop = runner.workshop
+    model_store = runner.model_store
     runner.store.refresh()
-    runner.store.noticed = workshop.damage.append
-    current = plan(step.cell, workshop)
+    runner.store.noticed = model_store.damage.append
+    current = plan(step.cell, model_store)
     if current.key != step.key:
         raise StoreError(
             f"the same cell has the key {current.key} here and {step.key} on the driver: "
@@ -122,7 +122,7 @@ def _step(runner: Runner, step: Step, failed: Failure | None) -> Record | Failur
         if step.kind == "train":
             assert step.target is not None
             target = step.target
-            found = runner.guarded(current, lambda: workshop.obtain(target))
+            found = runner.guarded(current, lambda: model_store.obtain(target))
             return found if isinstance(found, Failure) else None
         if step.kind == "attack":
             part = _Part(runner.leases, range(*step.part))
@@ -167,14 +167,14 @@ def _runner(place: Place) -> Runner:
     device = torch.device(place.device)
     if place.memory is not None:
         memory.limit(place.memory, device)
-    workshop = Workshop(
+    model_store = ModelStore(
         store=remote.opened(results, cache, place.store),
         device=device,
         reporter=Silent(),
         stop=Stop(),
         data_dir=None if place.data_dir is None else Path(place.data_dir),
     )
-    return Runner(workshop=workshop, batch_size=place.batch_size, announces=False)
+    return Runner(model_store=model_store, batch_size=place.batch_size, announces=False)
 
 
 def _scratch(url: str) -> Path:

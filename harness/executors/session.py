@@ -17,7 +17,7 @@ from harness.executors import isolated, local, ray
 from harness.storage import log, remote
 from harness.storage.progress import reporter
 from harness.targets import devices, memory
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Interrupted, Stop
 from harness.types import HarnessError
 
@@ -83,21 +83,23 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
         store.prepare()
     names = _devices(options)
     with _signals() as stop, log.to(options.log), store.publishing():
-        workshop = Workshop(
+        model_store = ModelStore(
             store=store,
             device=devices.choose(names[0]),
             reporter=reporter(quiet=options.quiet),
             stop=stop,
             data_dir=options.data_dir,
         )
-        store.noticed = workshop.notice
+        store.noticed = model_store.notice
         runner = Runner(
-            workshop=workshop, batch_size=options.batch_size, executor=_executor(options, names)
+            model_store=model_store,
+            batch_size=options.batch_size,
+            executor=_executor(options, names),
         )
         if len(names) == 1 and options.executor == "local":
             runner.isolate = options.isolate
             runner.elsewhere = isolated.Processes(
-                device=str(workshop.device),
+                device=str(model_store.device),
                 results=store.results,
                 cache=store.cache,
                 data_dir=options.data_dir,
@@ -107,7 +109,7 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
                 limit=options.cell_limit,
             )
         if options.memory is not None:
-            memory.limit(options.memory, workshop.device)
+            memory.limit(options.memory, model_store.device)
         try:
             return work(runner)
         except (Interrupted, KeyboardInterrupt):

@@ -55,7 +55,7 @@ def work(job: Job) -> int:
     from harness.storage import log, remote
     from harness.storage.progress import Silent
     from harness.targets import memory
-    from harness.targets.model_store import Workshop
+    from harness.targets.model_store import ModelStore
     from harness.targets.training import Interrupted, Stop
     from harness.types import HarnessError
 
@@ -63,7 +63,7 @@ def work(job: Job) -> int:
     _obey(stop)
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
-    workshop = Workshop(
+    model_store = ModelStore(
         store=remote.opened(Path(job.results), Path(job.cache), job.store),
         device=device,
         reporter=Silent(),
@@ -76,9 +76,9 @@ def work(job: Job) -> int:
         if job.memory is not None:
             memory.limit(job.memory, device)
         with log.to(None if job.log is None else Path(job.log)):
-            Runner(workshop=workshop, batch_size=job.batch_size, alone=True, announces=False).run(
-                cells
-            )
+            Runner(
+                model_store=model_store, batch_size=job.batch_size, alone=True, announces=False
+            ).run(cells)
     except Interrupted:
         return 130
     except Dirty:

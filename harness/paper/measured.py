@@ -90,7 +90,9 @@ class Number:
 def cell_name(cell: Cell) -> str:
     """Return what a cell is called in the results folder."""
     said = msgspec.to_builtins(cell)
-    if cell.target.precision == "auto":  # as in `Workshop.resolved`; earlier records do not say it
+    if (
+        cell.target.precision == "auto"
+    ):  # as in `ModelStore.resolved`; earlier records do not say it
         said["target"].pop("precision", None)
     if cell.target.training.inner_transform == "inference":
         said["target"]["training"].pop("inner_transform", None)

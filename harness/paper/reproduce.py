@@ -33,13 +33,13 @@ class Job:
     cells: list[Cell]
 
 
-def prepare(tables: list[Protocol], profile: Profile, workshop: TargetSource) -> Job:
+def prepare(tables: list[Protocol], profile: Profile, model_store: TargetSource) -> Job:
     """Cells of all tables, each once; names of plugins are checked before anything runs.
 
     Raises:
         HarnessError: a plugin or a parameter that does not exist, with its line.
     """
-    datasets = available(profile, workshop, tables)
+    datasets = available(profile, model_store, tables)
     places: list[Place] = []
     for table in tables:
         found = expansion.expand(table, profile, datasets)
@@ -49,7 +49,7 @@ def prepare(tables: list[Protocol], profile: Profile, workshop: TargetSource) ->
 
 
 def available(
-    profile: Profile, workshop: TargetSource, tables: Sequence[Protocol]
+    profile: Profile, model_store: TargetSource, tables: Sequence[Protocol]
 ) -> dict[str, str]:
     """For each dataset that has stand-ins, the first that is there; the last where none is."""
     used = {
@@ -65,18 +65,18 @@ def available(
             continue
         for name in options:
             if name not in there:
-                there[name] = len(options) == 1 or _is_there(workshop, name)
+                there[name] = len(options) == 1 or _is_there(model_store, name)
             if there[name]:
                 break
         chosen[dataset] = name
         if name != options[0]:
-            workshop.reporter.say(f"{options[0]} is not there: {name} stands in for {dataset}")
+            model_store.reporter.say(f"{options[0]} is not there: {name} stands in for {dataset}")
     return chosen
 
 
-def _is_there(workshop: TargetSource, name: str) -> bool:
+def _is_there(model_store: TargetSource, name: str) -> bool:
     try:
-        workshop.dataset(name, "test")
+        model_store.dataset(name, "test")
     except HarnessError:
         return False
     return True
@@ -101,12 +101,12 @@ def check_plugins(table: Protocol, places: Sequence[Place]) -> None:
         build(parse(name), registry.defenses)
 
 
-def plans(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failure]]:
+def plans(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Failure]]:
     """A plan for each cell that can be run here, and for the others why not."""
     ready, refused = [], []
     for cell in job.cells:
         try:
-            ready.append(plan(cell, workshop))
+            ready.append(plan(cell, model_store))
         except HarnessError as error:  # a dataset that is not here, an attack that cannot serve
             refused.append(
                 Failure(key=cell_name(cell), cell=cell, reason=str(error), kind="refused")
@@ -121,7 +121,7 @@ def run(job: Job, runner: Runner) -> list[Record | Failure]:
         Interrupted: a signal came; what is done is kept.
     """
     store = runner.store
-    ready, refused = plans(job, runner.workshop)
+    ready, refused = plans(job, runner.model_store)
     for failure in refused:
         store.write_json("failures", failure.key, failure)
         store.write_json(CELLS, cell_name(failure.cell), failure.key)
@@ -137,10 +137,10 @@ def _note(store: Store, each: Plan) -> None:
     store.remove("failures", name)  # of a time when the dataset was not there
 
 
-def show_plan(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failure]]:
+def show_plan(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Failure]]:
     """`--dry-run`: every cell and whether it is there. Returns what is missing."""
-    ready, refused = plans(job, workshop)
-    store = workshop.store
+    ready, refused = plans(job, model_store)
+    store = model_store.store
     missing = []
     click.echo(f"profile {job.profile.name}: {job.profile.summary} ({job.profile.budget})")
     for each in ready:
@@ -148,7 +148,7 @@ def show_plan(job: Job, workshop: TargetSource) -> tuple[list[Plan], list[Failur
         if state == "missing":
             missing.append(each)
         cell = each.cell
-        trained = "" if workshop.is_trained(cell.target) else ", not trained yet"
+        trained = "" if model_store.is_trained(cell.target) else ", not trained yet"
         click.echo(
             f"  {state:8}{cell.target.dataset}, {cell.target.model}, {cell.target.label}, "
             f"seed {cell.target.seed}: {cell.attack}, epsilon {cell.threat.epsilon:.4g}, "
@@ -177,10 +177,10 @@ def reproduce(
     from harness.evaluation import calibrate
     from harness.paper.figures import features
 
-    workshop = runner.workshop
-    job = prepare(tables, profile, workshop)
+    model_store = runner.model_store
+    job = prepare(tables, profile, model_store)
     if dry_run:
-        missing, _ = show_plan(job, workshop)
+        missing, _ = show_plan(job, model_store)
         click.echo(calibrate.estimate(missing, runner).text())
         return 0
     remember(tables, profile, runner.store)
@@ -195,6 +195,6 @@ def reproduce(
             f"{failure.kind}: {failure.cell.attack} on {failure.cell.target.label}, "
             f"{failure.cell.target.dataset}: {failure.reason}"
         )
-    if workshop.damage or any(failure.kind == "damaged" for failure in failed):
+    if model_store.damage or any(failure.kind == "damaged" for failure in failed):
         return 1
     return 2 if failed else 0

@@ -41,7 +41,7 @@ _PAUSE = 0.5
 
 
 @dataclasses.dataclass(kw_only=True)
-class Workshop(TargetSource):
+class ModelStore(TargetSource):
     """Trains and loads the targets of one run; datasets and the last few models are kept."""
 
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)

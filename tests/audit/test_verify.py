@@ -30,16 +30,16 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("honest") / "runs"
     zoo.measured(folder, "vanilla", ["pgd(steps=5)"], epsilon=0.1, limit=40)
     zoo.measured(folder, zoo.named("Noisy"), ["pgd(steps=5)"], epsilon=0.1, limit=40, draws=6)
-    workshop = _workshop(folder)
-    for name in workshop.store.names("records"):
-        found = workshop.store.read_json("records", name, Record)
+    model_store = _model_store(folder)
+    for name in model_store.store.names("records"):
+        found = model_store.store.read_json("records", name, Record)
         assert found is not None
-        path = workshop.store.checkpoint_path(workshop.key(found.cell.target))
+        path = model_store.store.checkpoint_path(model_store.key(found.cell.target))
         store.write_tensors(path, zoo.weights(), {"key": "there"})
     return folder
 
 
-def _workshop(folder: Path):
+def _model_store(folder: Path):
     return zoo.Ready(
         store=Store(folder),
         device=torch.device("cpu"),
@@ -55,8 +55,8 @@ def records(folder: Path) -> dict[str, Record]:
 
 
 def findings(folder: Path, draws: int = 6) -> dict[str, verify.Finding]:
-    workshop = _workshop(folder)
-    return {f.key: f for f in verify.verify(workshop, [], workshop.reporter, draws=draws)}
+    model_store = _model_store(folder)
+    return {f.key: f for f in verify.verify(model_store, [], model_store.reporter, draws=draws)}
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def test_an_image_that_leaves_the_ball_is_found(copy: Path) -> None:
 def test_an_exchanged_image_inside_the_ball_is_found(copy: Path, randomised: bool) -> None:
     """Also where the digest in the record is forged: the outcomes tell."""
     record = the(copy, randomised=randomised)
-    workshop = _workshop(copy)
-    clean = workshop.dataset("digits", "test").first(40).batch(slice(0, None)).images
+    model_store = _model_store(copy)
+    clean = model_store.dataset("digits", "test").first(40).batch(slice(0, None)).images
 
     def swap(images: torch.Tensor) -> None:
         images[:20] = clean[:20]
@@ -246,8 +246,8 @@ def test_new_draws_agree_when_honest_and_tell_when_not() -> None:
 
 
 def test_images_are_stored_so_that_they_cannot_leave_the_ball(honest: Path) -> None:
-    workshop = _workshop(honest)
-    clean = workshop.dataset("digits", "test").first(40).batch(slice(0, None)).images
+    model_store = _model_store(honest)
+    clean = model_store.dataset("digits", "test").first(40).batch(slice(0, None)).images
     for record in records(honest).values():
         tensors, _ = store.read_tensors(shard(honest, record))
         outside, wild = rescore.leaving(

@@ -114,7 +114,7 @@ def test_a_deadline_is_a_stop() -> None:
 
 
 def test_undeclared_randomness_is_found(tmp_path: Path) -> None:
-    workshop = zoo.Ready(
+    model_store = zoo.Ready(
         store=Store(tmp_path), device=torch.device("cpu"), reporter=zoo.Silent(), stop=Stop()
     )
     target = Target(
@@ -126,7 +126,7 @@ def test_undeclared_randomness_is_found(tmp_path: Path) -> None:
     made = battery.Battery(
         target=target,
         threat=ThreatModel(epsilon=0.1),
-        workshop=workshop,
+        model_store=model_store,
         budget=30,
         limit=20,
         scale=0.01,

@@ -207,7 +207,7 @@ def test_binarisation_refuses_what_it_cannot_test(tmp_path: Path) -> None:
 
 
 def _readout(attack: str, defense: str, folder: Path) -> binarization.Readout:
-    workshop = zoo.Ready(
+    model_store = zoo.Ready(
         store=zoo.Store(folder),
         device=torch.device("cpu"),
         reporter=zoo.Silent(),
@@ -219,8 +219,8 @@ def _readout(attack: str, defense: str, folder: Path) -> binarization.Readout:
         defense=parse(defense),
         training=zoo.TrainingPlan(epochs=1),
     )
-    defended = workshop.obtain(target)
-    batch = workshop.dataset("digits", "test").batch(slice(0, 32))
+    defended = model_store.obtain(target)
+    batch = model_store.dataset("digits", "test").batch(slice(0, 32))
     made = build(parse(attack), attacks)
     threat = ThreatModel(epsilon=0.2)
     before = {name: value.clone() for name, value in defended.model.state_dict().items()}

@@ -17,7 +17,7 @@ from harness.cells import defaults
 from harness.cells.cells import Cell, Target
 from harness.cli.main import main
 from harness.cli.options import typed
-from harness.evaluation import planning
+from harness.evaluation import planning, suites
 from harness.evaluation.planning import AttackOptions, RunOptions, TargetOptions
 from harness.evaluation.runner import Plan, Runner
 from harness.executors import session
@@ -26,8 +26,7 @@ from harness.registry import load_file
 from harness.results.records import Failure, Record
 from harness.storage.progress import Silent
 from harness.storage.store import Store
-from harness.targets import objects
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 from harness.types import HarnessError
 
@@ -96,7 +95,7 @@ def test_the_same_words_give_the_same_cells(
     there = from_the_command_line(monkeypatch, "--dataset", dataset, *named, *words)
     attack = attacks[0] if attacks == ["adaptive"] else attacks
     here = from_python(monkeypatch, dataset=dataset, attack=attack, **settings)
-    served = [cell for cell in there if not objects.needs_another_model(cell.attack)]
+    served = [cell for cell in there if not suites.needs_another_model(cell.attack)]
     assert served and [describe(cell) for cell in here] == [describe(cell) for cell in served]
 
 
@@ -111,10 +110,10 @@ def test_the_same_words_give_the_same_target(
     words = ["--defense", "menet-usvt", "--epochs", "2", "--seed", "3", "-T", "limit=50"]
     (cell,) = from_the_command_line(monkeypatch, "--attack", "fgsm", *words)
     asked: list[Target] = []
-    monkeypatch.setattr(Workshop, "obtain", lambda self, target: asked.append(target))
+    monkeypatch.setattr(ModelStore, "obtain", lambda self, target: asked.append(target))
     harness.load_defended("menet-usvt", epochs=2, seed=3, limit=50, results=tmp_path, quiet=True)
     (target,) = asked
-    store = Workshop(
+    store = ModelStore(
         store=Store(tmp_path), device=torch.device("cpu"), reporter=Silent(), stop=Stop()
     )
     assert store.key(target) == store.key(cell.target)

@@ -18,7 +18,7 @@ from harness.random import Draws, Role
 from harness.storage.progress import Silent
 from harness.storage.store import Store
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 from harness.targets.views import View
 from harness.types import Batch, Spec, ThreatModel
@@ -106,7 +106,7 @@ def test_a_success_within_rounding_is_none(margin: float, single: float, half: f
 
 def test_a_precision_that_nobody_asked_for_leaves_no_mark(tmp_path: Path) -> None:
     """Names and keys are those of the time before there was a choice; another one is another cell."""
-    workshop = Workshop(
+    model_store = ModelStore(
         store=Store(tmp_path), device=torch.device("cpu"), reporter=Silent(), stop=Stop()
     )
     target = Target(
@@ -117,9 +117,9 @@ def test_a_precision_that_nobody_asked_for_leaves_no_mark(tmp_path: Path) -> Non
     )
     cell = Cell(target=target, attack=Spec("clean"), threat=ThreatModel(epsilon=0.1))
     assert cell_name(cell) == "8de2fdb7f60a2f4311f4"
-    assert "precision" not in msgspec.to_builtins(workshop.resolved(target))
+    assert "precision" not in msgspec.to_builtins(model_store.resolved(target))
     half = dataclasses.replace(target, precision="bfloat16")
-    assert workshop.resolved(half).precision == "bfloat16"
-    assert workshop.key(half) != workshop.key(target)
+    assert model_store.resolved(half).precision == "bfloat16"
+    assert model_store.key(half) != model_store.key(target)
     assert cell_name(dataclasses.replace(cell, target=half)) != cell_name(cell)
     assert (target.schooling, half.schooling) == ("1 epoch", "1 epoch in bfloat16")

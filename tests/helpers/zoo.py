@@ -24,7 +24,7 @@ from harness.storage.progress import Silent
 from harness.storage.store import Store
 from harness.targets import training
 from harness.targets.defended import Defended
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.types import Access, Attack, Batch, Defense, Perturbed, Spec, ThreatModel, Victim
 
 HERE = Path(__file__)
@@ -65,8 +65,8 @@ def templates() -> Tensor:
     return data.batch(torch.tensor(first)).images
 
 
-class Ready(Workshop):
-    """A workshop whose models are there already: the trained weights behind any defense or wrapper."""
+class Ready(ModelStore):
+    """A model_store whose models are there already: the trained weights behind any defense or wrapper."""
 
     def _make(self, target: Target, key: str) -> Defended:
         model = build(target.model, models, shape=(1, 28, 28), classes=10)
@@ -86,7 +86,7 @@ def measured(
     draws: int = 10,
 ) -> list[Record]:
     """A record for each attack on one planted target, with all flags that they raise together."""
-    workshop = Ready(
+    model_store = Ready(
         store=Store(folder), device=torch.device("cpu"), reporter=Silent(), stop=training.Stop()
     )
     target = Target(
@@ -105,7 +105,7 @@ def measured(
         )
         for attack, radius in zip(attacks, epsilons or [epsilon] * len(attacks), strict=True)
     ]
-    results = flagged(Runner(workshop=workshop).run(cells))
+    results = flagged(Runner(model_store=model_store).run(cells))
     for result in results:
         assert isinstance(result, Record), result.reason
     return results

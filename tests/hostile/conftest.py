@@ -16,7 +16,7 @@ from harness.executors.isolated import Processes
 from harness.results.records import Failure, Record
 from harness.storage.progress import Silent
 from harness.storage.store import Store
-from harness.targets.model_store import Workshop
+from harness.targets.model_store import ModelStore
 from harness.targets.training import Stop
 from harness.types import Spec, ThreatModel
 
@@ -59,11 +59,13 @@ def runner(folder: Path, *, isolate: bool = False, limit: float | None = None) -
     torch.set_num_threads(1)
     store = Store(folder)
     store.prepare()
-    workshop = Workshop(store=store, device=torch.device("cpu"), reporter=Silent(), stop=Stop())
+    model_store = ModelStore(
+        store=store, device=torch.device("cpu"), reporter=Silent(), stop=Stop()
+    )
     processes = Processes(
         device="cpu", results=store.results, cache=store.cache, data_dir=None, limit=limit
     )
-    return Runner(workshop=workshop, batch_size=6, elsewhere=processes, isolate=isolate)
+    return Runner(model_store=model_store, batch_size=6, elsewhere=processes, isolate=isolate)
 
 
 Both = Callable[..., Record | Failure]
@@ -88,14 +90,14 @@ def both(reference: Path, tmp_path: Path) -> Both:
         folder = tmp_path / "store"
         working = runner(folder, isolate=isolate, limit=limit)
         if trained:  # the hostile cell's target: its training is no part of the case
-            own = working.workshop.store.checkpoint_path(working.workshop.key(first.target))
+            own = working.model_store.store.checkpoint_path(working.model_store.key(first.target))
             own.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(reference / "checkpoints" / own.name, own)
         found, honest = working.run([first, HONEST])
         assert isinstance(honest, Record), honest
         for pattern in (
             f"records/{honest.key}.json",
-            f"checkpoints/{working.workshop.key(HONEST.target)}.safetensors",
+            f"checkpoints/{working.model_store.key(HONEST.target)}.safetensors",
         ):
             assert (folder / pattern).read_bytes() == (reference / pattern).read_bytes(), pattern
         attacked = [each for each in (reference / "progress").glob("*/*") if each.is_file()]

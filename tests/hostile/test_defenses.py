@@ -34,7 +34,7 @@ def _forgotten() -> None:
     liars.notes.clear()
 
 
-def workshop(folder: Path):
+def model_store(folder: Path):
     return zoo.Ready(
         store=Store(folder), device=torch.device("cpu"), reporter=Silent(), stop=Stop()
     )
@@ -51,7 +51,7 @@ def target(name: str) -> Target:
 
 def result(folder: Path, name: str, attack: str) -> Record | Failure:
     cell = Cell(target=target(name), attack=parse(attack), threat=BALL, draws=4, limit=40)
-    (found,) = Runner(workshop=workshop(folder), batch_size=25).run([cell])
+    (found,) = Runner(model_store=model_store(folder), batch_size=25).run([cell])
     return found
 
 
@@ -126,7 +126,7 @@ def test_an_honest_defense_is_not_flagged(name: str, attack: str, tmp_path: Path
 
 def attacked(name: str) -> tuple[object, Batch]:
     """A defended model, and images that fool the model behind it."""
-    defended = workshop(Path()).__class__._make(workshop(Path()), target(name), "")
+    defended = model_store(Path()).__class__._make(model_store(Path()), target(name), "")
     batch = load("digits", "test").batch(slice(0, 100))
     pixels = batch.images.clone().requires_grad_(True)
     loss = torch.nn.functional.cross_entropy(defended.model(pixels), batch.labels)
@@ -157,7 +157,7 @@ def test_no_audit_says_that_a_liar_stands(name: str, tmp_path: Path) -> None:
     found, page = Battery(
         target=target(name),
         threat=BALL,
-        workshop=workshop(tmp_path),
+        model_store=model_store(tmp_path),
         budget=15,
         draws=4,
         limit=40,

@@ -40,18 +40,18 @@ Edit = tuple[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One honest record, and the workshop that verifies it."""
+    """One honest record, and the model_store that verifies it."""
 
-    workshop: Any
+    model_store: Any
     record: Record
 
     @property
     def path(self) -> Path:
-        return self.workshop.store.json_path("records", self.record.key)
+        return self.model_store.store.json_path("records", self.record.key)
 
     def verdict(self) -> verify.Finding:
-        workshop = self.workshop
-        (finding,) = verify.verify(workshop, [self.record.key], workshop.reporter, draws=2)
+        model_store = self.model_store
+        (finding,) = verify.verify(model_store, [self.record.key], model_store.reporter, draws=2)
         return finding
 
     def forged(self, value: Any) -> verify.Finding:
@@ -70,18 +70,18 @@ def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("forgery") / "runs"
     defense, attack = KINDS[request.param]
     zoo.measured(folder, defense, [attack], epsilon=0.1, limit=24, draws=3)
-    workshop = zoo.Ready(
+    model_store = zoo.Ready(
         store=Store(folder),
         device=torch.device("cpu"),
         reporter=zoo.Silent(),
         stop=zoo.training.Stop(),
     )
-    (name,) = workshop.store.names("records")
-    record = workshop.store.read_json("records", name, Record)
+    (name,) = model_store.store.names("records")
+    record = model_store.store.read_json("records", name, Record)
     assert record is not None
-    path = workshop.store.checkpoint_path(workshop.key(record.cell.target))
+    path = model_store.store.checkpoint_path(model_store.key(record.cell.target))
     store.write_tensors(path, zoo.weights(), {"key": "there"})
-    return Case(workshop, record)
+    return Case(model_store, record)
 
 
 def plain(record: Record) -> Any:
@@ -179,7 +179,7 @@ def test_a_field_that_no_record_has_is_contradicted(case: Case) -> None:
 @pytest.fixture
 def batch(case: Case) -> Iterator[Path]:
     """The file of the one attacked batch; it is put back afterwards."""
-    folder = case.workshop.store.progress_folder(generation_key(case.record))
+    folder = case.model_store.store.progress_folder(generation_key(case.record))
     (path,) = folder.glob("*.safetensors")
     honest = path.read_bytes()
     yield path

@@ -28,7 +28,7 @@ _EXAMPLES, _SHELVES = 4, 12
 
 def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runner: Runner) -> None:
     """Store what a figure is drawn from that needs more than records, unless it is there."""
-    workshop = runner.workshop
+    model_store = runner.model_store
     if table.kind in ("ranks", "masks"):
         try:
             images.prepare(
@@ -36,11 +36,11 @@ def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runn
                 profile,
                 datasets,
                 runner.store,
-                data_dir=workshop.data_dir,
-                report=workshop.reporter,
+                data_dir=model_store.data_dir,
+                report=model_store.reporter,
             )
         except HarnessError as error:
-            workshop.reporter.say(f"{table.name}: {error}")
+            model_store.reporter.say(f"{table.name}: {error}")
     elif table.kind in ("features", "distances"):
         _features(table, profile, datasets, runner)
 
@@ -54,13 +54,13 @@ def attacked(current: Plan, runner: Runner) -> dict[int, Tensor]:
 def _features(
     table: Protocol, profile: Profile, datasets: Mapping[str, str], runner: Runner
 ) -> None:
-    workshop = runner.workshop
+    model_store = runner.model_store
     clouds, missing, bases, dataset = [], [], [], ""
     places = expansion.expand(table, profile, datasets)
     try:
-        plans = [plan(place.cells[0], workshop) for place in places if place.cells]
+        plans = [plan(place.cells[0], model_store) for place in places if place.cells]
     except HarnessError as error:
-        workshop.reporter.say(f"{table.name}: {error}")
+        model_store.reporter.say(f"{table.name}: {error}")
         return
     basis = keys.key([[each.key for each in plans], table.images, QUANTILES])
     kept = runner.store.read_spare(FOLDER, table.name, FeatureData)
@@ -71,15 +71,15 @@ def _features(
         cell = place.cells[0]
         label = " ".join(table.rows[place.row].labels)
         dataset = cell.target.dataset
-        test = workshop.dataset(dataset, "test")
+        test = model_store.dataset(dataset, "test")
         names = test.classes
         stored = attacked(current, runner)
         positions = sorted(stored)[: table.images]
         if not positions:
             missing.append(f"{label}: the attacked images are not stored")
             continue
-        defended = workshop.obtain(cell.target)
-        batch = test.batch(torch.tensor(positions)).to(workshop.device)
+        defended = model_store.obtain(cell.target)
+        batch = test.batch(torch.tensor(positions)).to(model_store.device)
         adversarial = torch.stack([stored[place] for place in positions]).to(batch.images)
         bases.append(current.key)
         for changed, pixels in ((False, batch.images), (True, adversarial)):
@@ -164,9 +164,9 @@ def prepare_gallery(cells: Sequence[Cell], results: Sequence[Record], runner: Ru
     for record in chosen:
         cell = asked.get(cell_name(record.cell), record.cell)
         try:
-            shelf = _shelf(plan(cell, runner.workshop), record, runner)
+            shelf = _shelf(plan(cell, runner.model_store), record, runner)
         except HarnessError as error:  # a plugin or dataset of an earlier run that is gone
-            runner.workshop.reporter.say(f"gallery: {error}")
+            runner.model_store.reporter.say(f"gallery: {error}")
             continue
         if shelf is not None:
             shelves.append(shelf)
@@ -188,14 +188,14 @@ def _harmful(results: Sequence[Record]) -> list[Record]:
 
 
 def _shelf(current: Plan, record: Record, runner: Runner) -> Shelf | None:
-    workshop = runner.workshop
+    model_store = runner.model_store
     stored = attacked(current, runner) if current.key == record.key else {}
     positions = sorted(stored)[:_EXAMPLES]
     if not positions:  # cleaned away, or of other code or data than is here
         return None
-    test = workshop.dataset(record.cell.target.dataset, "test")
-    defended = workshop.obtain(record.cell.target)
-    batch = test.batch(torch.tensor(positions)).to(workshop.device)
+    test = model_store.dataset(record.cell.target.dataset, "test")
+    defended = model_store.obtain(record.cell.target)
+    batch = test.batch(torch.tensor(positions)).to(model_store.device)
     adversarial = torch.stack([stored[place] for place in positions]).to(batch.images)
     draws = Draws(record.cell.target.seed, batch.ids, Role.SCORE)
     with torch.no_grad():
