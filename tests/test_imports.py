@@ -172,6 +172,7 @@ WORDS = {
     "transfer": "a word of the paper's claims",
     "boundary": "a word of the paper's claims",
     "spsa": "a word of the paper's claims",
+    "menet": "the method's name in the paper's claims",
     "foolbox": "the library, whose version a record states",
     "torchattacks": "the library, whose version a record states",
 }

@@ -19,7 +19,7 @@ from harness.storage import log, store
 from harness.storage.batches import batches
 from harness.storage.leases import Busy, Leases
 from harness.storage.progress import Reporter
-from harness.targets import memory, training
+from harness.targets import dead_pixels, memory, training
 from harness.targets.defended import Defended
 from harness.targets.integrity import ImageState, ModelState
 from harness.targets.views import Evidence, QueryBudgetSpent, Question, View
@@ -175,6 +175,7 @@ class Generation:
             threat,
             attack.access,
             max_queries=self.max_queries,
+            probed=int((positions < dead_pixels.IMAGES).sum()),
             on_pass=on_pass,
         )
         draws = Draws(self.seed, batch.ids, Role.ATTACK)

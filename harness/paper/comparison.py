@@ -13,6 +13,7 @@ from typing import Literal
 from harness.cells import defaults
 from harness.cells.cells import Cell, TrainingPlan
 from harness.paper.claims import FAMILY, Claim, is_menet
+from harness.registry import defenses
 from harness.types import Spec, ThreatModel
 
 State = Literal["agrees", "differs", "other settings"]
@@ -94,7 +95,7 @@ def _defense(claim: Claim, here: Spec, there: Spec) -> list[str]:
     if claim.defense == FAMILY:
         return ["the claim does not name its estimator"]
     found = []
-    if here.name != {"madry": "vanilla"}.get(claim.defense, claim.defense):
+    if here.name != defenses.meant(claim.defense)[0]:
         what = "estimator" if is_menet(claim.defense) else "defense"
         found.append(f"{what} {here.name}, not {claim.defense}")
     mine = {name: value for name, value in here.parameters.items() if name not in _GRID}

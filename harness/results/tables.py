@@ -140,7 +140,7 @@ def markdown(loaded: Loaded) -> str:
     each where they are many."""
     found = grid(loaded)
     if not found.rows:
-        return "No records here yet.\n"
+        return "" if loaded.damage else "No records here yet.\n"
     blocks = []
     for dataset in dict.fromkeys(row[0] for row in found.rows):
         rows = {row: cells for row, cells in found.rows.items() if row[0] == dataset}

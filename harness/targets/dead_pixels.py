@@ -16,7 +16,7 @@ from harness.targets.defended import Defended
 from harness.types import Backward
 
 IMAGES = 4
-"""Images of a batch that are probed."""
+"""Images that are probed: the first of the test set, however they are batched."""
 PIXELS = 12
 """Pixels of each that are moved, one at a time."""
 LARGEST_STEP = 0.5

@@ -82,8 +82,10 @@ class View:
         *,
         role: Role = Role.ATTACK,
         max_queries: int | None = None,
+        probed: int = dead_pixels.IMAGES,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
+        """Serve a batch, of which the first `probed` images are asked for dead pixels."""
         self._defended = defended
         self._searched = defended.quick(batch.images.device)
         self._batch = batch
@@ -96,6 +98,7 @@ class View:
         self.evidence = Evidence.empty(len(batch), batch.ids.device)
         self.asked: dict[bool, Question] = {}
         """The last question with gradients (True) and the last without."""
+        self._few = slice(0, probed)
         self._probed: set[Backward] = set()
         self.candidates = batch.images.clone() if max_queries is not None else None
 
@@ -264,7 +267,7 @@ class View:
         if backward in self._probed or self._defended.defense.randomness == "per-input":
             return  # a moved pixel would draw anew
         self._probed.add(backward)
-        few = slice(0, dead_pixels.IMAGES)
+        few = self._few
         step = min(self._threat.epsilon, dead_pixels.LARGEST_STEP)
         probed, dead = dead_pixels.probe(self._defended, images[few], draws[few], backward, step)
         self.evidence.probed_pixels.index_add_(0, at[few], probed)
