@@ -280,7 +280,7 @@ def load_file(path: Path) -> Any:
 
 around_file: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 """Stands around the execution of a user's file: the engine puts a guard of the process here."""
-_LONGEST = 600
+_LONGEST = 390
 
 
 def describe(error: BaseException) -> str:
