@@ -332,7 +332,7 @@ def _judge(flag: str, pairs: Iterable[_Pair]) -> list[_Doubt]:
 
 
 def beaten(compared: Comparison, *, comparisons: int = 1) -> bool:
-    """Return whether the first record leaves more images standing: significantly, and by more than `SMALLEST`.
+    """Return whether the first record leaves significantly more images standing, by more than `SMALLEST`.
 
     Args:
         comparisons: the number of comparisons among which this one is made (Bonferroni).
@@ -342,7 +342,7 @@ def beaten(compared: Comparison, *, comparisons: int = 1) -> bool:
 
 
 def _adaptive_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Return pairs of an adaptive attack and a plain one that spends no more passes."""
+    """Yield pairs of an adaptive attack and a plain one that spends no more passes."""
     for adaptive in group:
         for plain in group:
             if (
@@ -357,7 +357,7 @@ def _adaptive_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _masked_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Return pairs that reveal obfuscated gradients (Athalye et al. 2018, section 3.1)."""
+    """Yield pairs that reveal obfuscated gradients (Athalye et al. 2018, section 3.1)."""
     for white in group:
         if not _white_box(white) or white.cell.max_queries is not None:
             continue
@@ -377,7 +377,7 @@ def _masked_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _smaller_ball_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Return pairs of one iterative attack, in a larger ball and in a smaller one.
+    """Yield pairs of one iterative attack, in a larger ball and in a smaller one.
 
     Attacks of a single step are left out, since they may overshoot on a sound model.
     """
@@ -393,7 +393,7 @@ def _smaller_ball_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _doubled_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Return pairs of one attack, without and with a budget at least doubled and at least twice the passes."""
+    """Yield pairs of one attack, of which the second spends at least twice the passes."""
     for less in group:
         if not less.bounded or less.transferred or "steps" not in _parameters(less):
             continue
@@ -410,7 +410,7 @@ def _doubled_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _inherited(group: Sequence[Record]) -> Iterable[_Doubt]:
-    """Return doubts about an attack at every epsilon where it misses chance at an epsilon that must reach it."""
+    """Yield doubts about an attack at every epsilon, where it stays above chance in an unlimited ball."""
     for wide in group:
         if not (_unlimited(wide) and wide.robust.interval[0] > 1 / wide.classes):
             continue

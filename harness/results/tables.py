@@ -25,7 +25,7 @@ def percent(share: float) -> str:
 
 
 def counted(record: Record) -> Accuracy:
-    """Return the attack's result: its accuracy in the ball, or as returned where most images left the ball."""
+    """Return the attack's result: accuracy in the ball, or as returned where most images left the ball."""
     return record.returned if flags.OUTSIDE in record.flags else record.robust
 
 
