@@ -25,7 +25,7 @@ BATCH_TOLERANCE = 2e-3
 TIES = 0.01
 """The share of a sample's values that may differ more: where two choices are equal but for rounding."""
 EXACT_AGREEMENT = 0.9
-"""The least agreement of an exact gradient with finite differences; solvers' tolerances and kinks cost some."""
+"""The least agreement of an exact gradient with finite differences; tolerances and kinks cost some."""
 DIFFERENTIABLE_AGREEMENT = 0.5
 """The least agreement of a transformation's own gradient where another is declared."""
 _DIRECTIONS = 24

@@ -67,14 +67,14 @@ def serve() -> None:
 
 
 def _look(job: Job) -> None:
-    """Load the job's datasets once, so that what their readers import is there. Not a guest's."""
+    """Load the job's datasets once, so that their readers' imports are done; not those of guests."""
     from harness.datasets import data
     from harness.registry import datasets
 
     own = {entry.name for entry in datasets if entry.origin.startswith("harness.")}
     for name in {cell.target.dataset for cell in job.cells} & own - _seen:
         _seen.add(name)
-        with contextlib.suppress(Exception):  # the child meets it too, and says it
+        with contextlib.suppress(Exception):  # the child meets and reports it too
             data.load(name, "test", data_dir=None if job.data_dir is None else Path(job.data_dir))
 
 

@@ -1,9 +1,9 @@
 """Run a matrix as Ray tasks: train, then attack in parts, then score.
 
 The driver plans and submits. Ray places the tasks, repeats those whose worker or node was lost, and uses new
-nodes as they join. All nodes share one results folder or, where there is a `store` URL, each works in a scratch
-folder of its own and shares through the store. A task reads the finished work and makes the missing parts, as a
-run does. So a task that is repeated goes on, and one that ran twice wrote the same bytes.
+nodes as they join. All nodes share one results folder or, where there is a `store` URL, each works in a
+scratch folder of its own and shares through the store. A task reads the finished work and makes the missing
+parts, as a run does. So a task that is repeated goes on, and one that ran twice wrote the same bytes.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class _Drive:
         return reference
 
     def _finished(self) -> Iterator[tuple[Plan, Record | Failure]]:
-        """Wait a moment; what was scored since."""
+        """Wait a moment, then yield the cells that were scored since."""
         every = list(self.open)
         done, _ = self.ray.wait(every, num_returns=len(every), timeout=_LOOK)
         for reference in done:
@@ -217,7 +217,7 @@ class _Drive:
             try:
                 outcome: Outcome = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
-                if current is not None:  # else the scoring that needs it says it
+                if current is not None:  # else the scoring that needs it reports it
                     yield current, self._lost(current, error)
                 continue
             log.copy(list(outcome.log))

@@ -1,8 +1,8 @@
 """Help with a run from another process: `python -m harness.executors.worker`, with a job on standard input.
 
 A worker does the same work as the run, on the same store, starting at another cell; leases keep the two from
-doing the same work twice. It prints nothing, since its results are the records. It ends when the work is done,
-on SIGTERM, when its parent is gone, or when a guest has left the process dirty; others then go on.
+doing the same work twice. It prints nothing, since its results are the records. It ends when the work is
+done, on SIGTERM, when its parent is gone, or when a guest has left the process dirty; others then go on.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Defended:
         return [self.model] + ([self.auxiliary] if self.auxiliary is not None else [])
 
     def frozen(self) -> Defended:
-        """Return the model itself, put in evaluation mode, with parameters that take and hold no gradients."""
+        """Return the model itself, now in evaluation mode and with parameters that hold no gradients."""
         for module in self.modules():
             module.eval().requires_grad_(False)
             module.zero_grad(set_to_none=True)
