@@ -1,1 +1,1 @@
-"""What is asked: targets, cells, plans of training, and plugins made from text."""
+"""The questions of a run as data: targets, cells, training plans, and plugins made from text."""

@@ -1,1 +1,1 @@
-"""What was found: records, their statistics and flags, worst cases and tables. Needs no torch."""
+"""The results of runs: records, their statistics and flags, worst cases and tables. Needs no torch."""

@@ -1,1 +1,1 @@
-"""Bytes: written whole or not at all, keyed, leased, mirrored; events and progress."""
+"""Files: written whole or not at all, keyed, leased and mirrored; events and progress."""
