@@ -24,5 +24,5 @@ class Clean(Attack):
         return 0
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """The batch's own images."""
+        """Return the batch's images unchanged."""
         return Perturbed(batch.images)

@@ -32,7 +32,7 @@ class FGSM(Attack):
 
     @property
     def passes(self) -> int:
-        """One forward-backward pass for each draw."""
+        """Forward-backward passes for each image: one for each draw."""
         return self.eot
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:

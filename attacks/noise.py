@@ -25,7 +25,7 @@ class Noise(Attack):
         return 0
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Images with noise, in the ball and the box."""
+        """Return the images plus uniform noise, within the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         return Perturbed(random_start(batch.images, threat, draws))

@@ -110,14 +110,14 @@ class ProjectedGradient(Attack):
 
     @property
     def snapshots(self) -> frozenset[int]:
-        """The steps of which a snapshot is kept."""
+        """The steps after which a snapshot is kept."""
         chosen = self.snapshot_steps
         if chosen is None:
             chosen = (*SNAPSHOTS, self.steps // 2)
         return frozenset(number for number in chosen if 0 < number < self.steps)
 
     def step_length(self, threat: ThreatModel) -> float:
-        """The step size, in pixel values; the first one, where it changes."""
+        """Return the step size in pixel values; under a schedule, that of the first step."""
         if self.step_size is not None:
             return self.step_size
         if self.schedule == "adaptive":
@@ -295,5 +295,5 @@ class _Climb:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(N,) as (N, 1, 1, 1), to go with images."""
+    """Return (N,) as (N, 1, 1, 1), to broadcast against images."""
     return values.reshape(-1, 1, 1, 1)

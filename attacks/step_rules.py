@@ -83,7 +83,7 @@ class Walk:
         return moved
 
     def _adapt(self, x: Tensor, gradient: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(iterates to step from, their gradients, step sizes) by Auto-PGD's rule."""
+        """Return (iterates to step from, their gradients, step sizes) by Auto-PGD's rule."""
         state = self._state
         if not self._number:
             state.update(
@@ -115,5 +115,5 @@ class Walk:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(N,) as (N, 1, 1, 1), to go with images."""
+    """Return (N,) as (N, 1, 1, 1), to broadcast against images."""
     return values.reshape(-1, 1, 1, 1)

@@ -48,7 +48,7 @@ TRANSFORM = {  # milliseconds a CIFAR-10 image, CPU time of one core (AMD EPYC),
     "thermometer": 0.1,
 }
 UNKNOWN = 5_000
-"""Passes of an attack that does not say: AutoAttack, at most about so many."""
+"""Passes assumed of an attack that does not say: about the most that AutoAttack makes."""
 BATCH = 128
 
 
@@ -73,7 +73,7 @@ class Task:
 
 @functools.cache
 def flops(model: str, shape: tuple[int, int, int], classes: int) -> tuple[float, float]:
-    """(operations of a forward of one image, bytes of the weights)"""
+    """Return (floating-point operations of one image's forward pass, bytes of the weights)."""
     from harness.spec import parse
 
     with torch.device("meta"):
@@ -116,7 +116,7 @@ class Graph:
         return len(self.tasks) - 1
 
     def pass_seconds(self, target: Target) -> tuple[float, float, float]:
-        """(forward of the network, transformation, bytes of the weights) for one image."""
+        """Return (seconds of a forward pass, of a transformation, bytes of the weights) for one image."""
         _, _, shape, classes = SIZES[target.dataset]
         defense = _defense(target)
         seen = (defense.output_channels(shape[0]), *shape[1:])

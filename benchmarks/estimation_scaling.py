@@ -1,4 +1,4 @@
-"""What matrix estimation costs against image side, keep probability and batch size.
+"""Cost of matrix estimation against image side, keep probability and batch size.
 
     OMP_NUM_THREADS=1 python -m benchmarks.estimation_scaling --out docs/figures
 
@@ -35,7 +35,7 @@ PROBABILITIES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def crops(count: int, side: int) -> Tensor:
-    """(count, side, side) in [-1, 1] from real photographs, 427 x 640."""
+    """Return crops (count, side, side) in [-1, 1] of real photographs, 427 x 640."""
     from sklearn.datasets import load_sample_images
 
     photos = [

@@ -1,4 +1,4 @@
-"""What a GPU makes of the parts that the cost of a cell consists of, each beside its bound.
+"""Speed on a GPU of the parts that the cost of a cell consists of, each beside its bound.
 
     python -m benchmarks.gpu estimation step race same --data-dir FOLDER [--csv FILE] [--device cuda]
 
@@ -44,7 +44,7 @@ EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 40
 THREAT = ThreatModel(epsilon=EPSILON)
 ROUNDS = 7
 Row = tuple[str, str, str]
-"""What was measured, the figure, and what it is to be held against."""
+"""A measurement: its name, the figure, and the bound to compare it with."""
 
 
 class Bench:

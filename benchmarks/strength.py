@@ -1,4 +1,4 @@
-"""Which backward pass is strongest: backward passes x estimators x training, at one budget of gradients.
+"""Strength of backward passes: passes x estimators x training, at one budget of gradients.
 
     python -m benchmarks.strength run --dataset mnist --limit 200 --results runs/strength
     python -m benchmarks.strength table --results runs/strength --out results/strength
@@ -38,7 +38,7 @@ HEADER = (
 
 
 def attack(backward: str, arguments: argparse.Namespace) -> str:
-    """The attack as text: sign ascent on the margin, the best iterate by fresh draws."""
+    """Return the attack as text: sign ascent on the margin, the best iterate by fresh draws."""
     size = TRAVEL * arguments.epsilon / arguments.steps
     return (
         f"bpda(steps={arguments.steps},eot={arguments.eot},step_size={size:.6g},loss=margin,"
@@ -66,7 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def records(folder: Path) -> list[Record]:
-    """Every record of a results folder that is damaged nowhere."""
+    """Return all records of a results folder.
+
+    Raises:
+        HarnessError: a record is damaged.
+    """
     store = Store(folder)
     found = (store.read_json("records", name, Record) for name in store.names("records"))
     return [record for record in found if record is not None]
@@ -93,7 +97,7 @@ def _model(record: Record) -> str:
 
 
 def rows(group: dict[str, Record]) -> Iterator[list[str]]:
-    """One row a backward pass, in the order of `PASSES`."""
+    """Yield one row for each backward pass, in the order of `PASSES`."""
     for backward in PASSES:
         record = group.get(backward)
         if record is None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 RELAXATION = 1.9
 BALANCE = 0.06
-"""Of the step sizes, in unit coordinates: the best on photographs and on digits."""
+"""Ratio of the step sizes in unit coordinates: the best on photographs and on digits."""
 PRIMAL_STEP = BALANCE / math.sqrt(8.0)  # the squared norm of the difference operator is below 8
 DUAL_STEP = 1.0 / (BALANCE * math.sqrt(8.0))
 CHECK_EVERY = 10
@@ -60,7 +60,7 @@ def objective(
     weight: float | Tensor = 0.03,
     isotropic: bool = True,
 ) -> Tensor:
-    """(N, C) float64: the problem's value at `candidate` (N, C, H, W). As in `minimise`."""
+    """Return the objective (N, C) float64 at `candidate` (N, C, H, W); arguments as in `minimise`."""
     candidate, images = candidate.double(), images.double()
     error = torch.where(kept, (candidate - images) ** 2, 0.0).sum(dim=(-2, -1))
     down = torch.zeros_like(candidate)
@@ -82,7 +82,7 @@ def minimise(
     max_iterations: int = 20_000,
     chunk: int | None = None,
 ) -> Reconstruction:
-    """The images of least total variation that agree with the kept pixels.
+    """Return the images of least total variation that agree with the kept pixels.
 
     Args:
         images: (N, C, H, W) float; the values of dropped pixels are never read.
@@ -242,7 +242,10 @@ def _differences(z: Tensor, down: Tensor, right: Tensor) -> None:
 
 
 def _certify(work: _Work, isotropic: bool) -> tuple[Tensor, Tensor]:
-    """(M,) float64 objective at the new point and gap to the dual value, in unit coordinates."""
+    """Return the objective at the new point and its gap to the dual value, (M,) float64 each.
+
+    Both are in unit coordinates.
+    """
     z, down, right = work.new_z.clamp_(work.low, work.high), work.new_down, work.new_right
     a, b = work.scratch_1, work.scratch_2
     _differences(z, a, b)
@@ -270,7 +273,7 @@ def _certify(work: _Work, isotropic: bool) -> tuple[Tensor, Tensor]:
 
 
 def _total(values: Tensor) -> Tensor:
-    """(M,) float64: the sums over all pixels."""
+    """Return the sums over all pixels, (M,) float64."""
     return values.sum(dim=(0, 1), dtype=torch.float64)
 
 

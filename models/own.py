@@ -38,7 +38,7 @@ def own(
     sha256: str = "",
     **options: Any,
 ) -> nn.Module:
-    """A model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
+    """Load a model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
     if not build:
         raise HarnessError(
             "own needs build=: my.py:build, timm:NAME, hub:owner/repo:NAME, file.pt2"
@@ -137,7 +137,7 @@ def _call(
     options: Mapping[str, Any],
     name: str,
 ) -> Any:
-    """`make` with those of shape, classes and the options that it takes."""
+    """Call `make` with those of shape, classes and the options that it takes."""
     signature = inspect.signature(getattr(make, "make", make))
     takes = signature.parameters
     offered = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
@@ -187,8 +187,10 @@ def _hub(
     pretrained: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """`owner/repo[:tag]` or a folder, then `:NAME`. The repository's code is run: that is what torch
-    hub is."""
+    """Load `NAME` by torch hub from `owner/repo[:tag]:NAME` or `FOLDER:NAME`.
+
+    The code of the repository is run: that is how torch hub works.
+    """
     where, _, entry = rest.rpartition(":")
     if not where or not entry:
         raise HarnessError(
@@ -272,7 +274,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` of DataParallel and the `_orig_mod.` of torch.compile."""
+    """Return the tensors without the prefixes `module.` (DataParallel) and `_orig_mod.` (compile)."""
     found = dict(tensors)
     for prefix in ("_orig_mod.", "module."):
         if found and all(name.startswith(prefix) for name in found):
@@ -338,7 +340,7 @@ def _stated(network: nn.Module, build: str, normalisation: str) -> str:
 
 @models.bridge("timm")
 def timm_model(rest: str) -> Callable[..., nn.Module]:
-    """The models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
+    """Return timm's model of a name, to train: `timm:resnet18`. With --weights it comes trained."""
 
     _find_in_timm(rest)
 

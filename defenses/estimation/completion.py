@@ -14,7 +14,7 @@ from .solver import solve
 
 
 class Solver(Protocol):
-    """Solves problems at one threshold an image, (N,), from a guess (N, H, W) where there is one."""
+    """A solver of problems at one threshold an image, (N,), from a guess (N, H, W) if there is one."""
 
     def __call__(
         self, problems: Problems, shrinkage: Tensor, start: Tensor | None = None
@@ -27,7 +27,7 @@ def certified_solver(gap: float, max_iterations: int) -> Solver:
 
 
 def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) -> Solution:
-    """`solver` on `chunk` images at a time; the value has exact gradients where they are asked."""
+    """Solve `chunk` images at a time; the value has exact gradients where they are asked for."""
     with torch.no_grad():
         found = Solution.none_yet(problems.observed)
         for first in range(0, len(shrinkage), chunk):

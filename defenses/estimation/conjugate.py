@@ -1,6 +1,6 @@
-"""The way down from afar: preconditioned conjugate gradients (Polak-Ribiere) on both factors.
+"""Preconditioned conjugate gradients (Polak-Ribiere) on both factors.
 
-With the exact minimum of the quartic along each direction, and now and then a proximal step.
+Each step takes the exact minimum of the quartic along its direction; a few are proximal steps.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ _CHECK_EVERY = 2
 
 
 class _Memory(NamedTuple):
-    """Of the step before, an image."""
+    """State of the previous step, for each image."""
 
     gradient: Pair
     direction: Pair
@@ -83,7 +83,7 @@ def _blank(place: Place) -> _Memory:
 
 
 def _step(place: Place, memory: _Memory, renew: bool) -> tuple[Place, _Memory]:
-    """One conjugate-gradient step; `renew` computes the preconditioners afresh."""
+    """Take one conjugate-gradient step; `renew` recomputes the preconditioners."""
     now = gradient(place)
     inverse = preconditioners(place.factors) if renew else memory.inverse
     steepest = preconditioned(inverse, now)

@@ -13,7 +13,7 @@ Backward = Literal["identity", "exact", "straight", "none"]
 
 
 def to_matrix(images: Tensor, channels: Channels) -> Tensor:
-    """(N, C, H, W) -> (N, H, W*C), channels side by side, for concat; as it is for separate."""
+    """Return (N, H, W*C), channels side by side, for concat; for separate (N, C, H, W) as it is."""
     if channels == "separate":
         return images
     n, c, h, w = images.shape
@@ -21,7 +21,7 @@ def to_matrix(images: Tensor, channels: Channels) -> Tensor:
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, channels: Channels) -> Tensor:
-    """The inverse of `to_matrix`; `shape` is that of the images."""
+    """Undo `to_matrix`; `shape` is that of the images, (N, C, H, W)."""
     if channels == "separate":
         return matrix
     n, c, h, w = shape

@@ -1,4 +1,4 @@
-"""min over X of lambda ||X||_* + 1/2 ||M (X - A)||^2 to a certified relative duality gap."""
+"""Minimise lambda ||X||_* + 1/2 ||M (X - A)||^2 over X to a certified relative duality gap."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def solve(
 def _from_single(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """float64: near in float32 where that can tell, and on from there."""
+    """Solve in float32 as far as its rounding allows, then go on in float64."""
     observed, mask = problems
     guess = torch.zeros_like(observed) if start is None else start.clone()
     found = Solution.none_yet(observed)

@@ -42,7 +42,7 @@ _FREE = ("SimBA", "Wasserstein")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toolbox(library_attack.LibraryAttack):
-    """Run an attack of the toolbox."""
+    """An attack of the toolbox."""
 
     library = "art"
     sheets = SHEETS

@@ -20,7 +20,7 @@ from harness.types import Attack, Batch, Perturbed, ThreatModel, Victim
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Nearest(Attack):
-    """Give a minimum-norm attack of foolbox a name of its own. Abstract."""
+    """A minimum-norm attack of foolbox under a name of its own. Abstract."""
 
     norms = BOTH
     bounded = False

@@ -17,7 +17,7 @@ from harness.types import Access, Attack, Batch, Defense, Perturbed, ThreatModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSigns(Attack):
-    """Corners of the ball at random: the first that is misclassified is kept."""
+    """Random search among corners of the ball: the first that is misclassified is kept."""
 
     access: ClassVar[Access] = "labels"
 
@@ -41,7 +41,7 @@ class RandomSigns(Attack):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flip(Defense):
-    """Every image is mirrored or not, by a coin."""
+    """Random mirroring: each image is flipped with probability one half."""
 
     randomised: ClassVar[bool] = True
 
@@ -53,7 +53,7 @@ class Flip(Defense):
 
 
 def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """One linear layer."""
+    """Return a model of one linear layer."""
     channels, height, width = shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
 
