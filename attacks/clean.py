@@ -20,7 +20,7 @@ class Clean(Attack):
 
     @property
     def passes(self) -> int:
-        """None is needed."""
+        """Zero: the model is not asked."""
         return 0
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:

@@ -97,12 +97,12 @@ class ProjectedGradient(Attack):
 
     @property
     def gradients(self) -> int:
-        """Gradients an image needs at most: the budget by which attacks are compared."""
+        """Gradients for each image, at most: the budget by which attacks are compared."""
         return self.steps * self.eot * (self.restarts + self.targeted)
 
     @property
     def passes(self) -> int:
-        """Passes an image needs at most: its gradients, and the forwards by which candidates are compared."""
+        """Passes for each image, at most: gradients, and forwards by which candidates are compared."""
         ascents = self.restarts + self.targeted
         candidates = 2 * len(self.snapshots) + 2 if self.keep in ("auto", "best") else 0
         compared = candidates + (ascents > 1)
@@ -130,7 +130,7 @@ class ProjectedGradient(Attack):
         return dataclasses.replace(self, keep="last") if self.keep == "auto" else self
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         offered(victim, self.backward)
         if self.loss == "dlr" and victim.classes < 3:
@@ -154,7 +154,7 @@ def ascend(
     start: Tensor | None = None,
     direction: Direction | None = None,
 ) -> Perturbed:
-    """Projected gradient ascent with the parameters of `attack`.
+    """Run projected gradient ascent with the parameters of `attack`.
 
     Args:
         batch: the images (N, C, H, W), centres of the balls.

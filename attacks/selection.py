@@ -55,7 +55,7 @@ class Referee:
         return dataclasses.replace(self, draws=self.draws[index])
 
     def judge(self, images: Tensor, labels: Tensor) -> Verdict:
-        """Judge candidates (N, C, H, W): `looks` forwards."""
+        """Judge candidates (N, C, H, W) by `looks` forwards each."""
         wrong = torch.zeros(len(images), device=images.device)
         loss = torch.zeros_like(wrong)
         mean = None

@@ -82,7 +82,7 @@ class SPSA(Attack):
         return dataclasses.replace(self, early_stop=False)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         x, result = batch.images, batch.images.clone()
         images, labels = batch.images, batch.labels
         active = torch.arange(len(batch), device=x.device)

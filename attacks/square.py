@@ -49,7 +49,7 @@ class Square(Attack):
 
     @property
     def passes(self) -> int:
-        """Queries."""
+        """Queries for each image, at most."""
         return self.queries
 
     def on_source(self) -> Square:
@@ -57,7 +57,7 @@ class Square(Attack):
         return dataclasses.replace(self, early_stop=False)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         images, labels = batch.images, batch.labels

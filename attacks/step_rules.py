@@ -55,7 +55,7 @@ class Walk:
         self._checkpoints = adaptive_checkpoints(steps) if schedule == "adaptive" else {}
 
     def select(self, left: Tensor) -> None:
-        """Keep these images only."""
+        """Keep the state of these images only."""
         self._state = {name: value[left] for name, value in self._state.items()}
 
     def move(self, x: Tensor, gradient: Tensor, loss: Tensor, images: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Transfer(Attack):
         return getattr(self.inner, "steps", 0)
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where the inner attack cannot serve."""
+        """Raise HarnessError where the inner attack cannot be used."""
         self.inner.check(victim, threat)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:

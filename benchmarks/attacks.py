@@ -89,7 +89,7 @@ class Row:
 
 
 def bare_loop(model: nn.Module, case: Case) -> Contestant:
-    """Projected gradient descent in the fewest lines: what no attack can undercut without leaving."""
+    """Return projected gradient descent in the fewest lines, a bound where no image leaves early."""
 
     def attack(batch: Batch) -> Tensor:
         images, labels = batch.images, batch.labels

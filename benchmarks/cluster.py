@@ -187,7 +187,7 @@ def _defense(target: Target) -> Defense:
 
 
 def longest(tasks: Sequence[Task]) -> tuple[list[float], list[int]]:
-    """Seconds from the beginning of each task to the end of all that waits for it; the longest chain."""
+    """Return seconds from each task's start to the end of all that waits for it; the longest chain."""
     waiting: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):
         for before in task.after:
@@ -202,7 +202,7 @@ def longest(tasks: Sequence[Task]) -> tuple[list[float], list[int]]:
 
 
 def schedule(tasks: Sequence[Task], gpus: int, order: Sequence[float]) -> float:
-    """Seconds until all is done, where a free GPU takes the ready task of the lowest `order`."""
+    """Return the seconds until all is done, where a free GPU takes the ready task of the lowest `order`."""
     open_, ready, running = [len(task.after) for task in tasks], [], []
     waiting: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):

@@ -54,7 +54,7 @@ def problems(name: str, p: float, count: int, folder: Path | None) -> tuple[Tens
 def race(
     theirs: Callable[[int], object], ours: Callable[[], object], few: int, many: int, rounds: int
 ) -> tuple[float, float, list[float]]:
-    """Median seconds an image of both, and the ratios of the rounds; `theirs` takes one image."""
+    """Return median seconds an image of both, and each round's ratio; `theirs` takes one image."""
     ours()
     theirs(0)
     pairs = []

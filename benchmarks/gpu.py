@@ -63,7 +63,7 @@ class Bench:
         return time.perf_counter() - begin
 
     def median(self, *calls: Callable[[], object]) -> list[float]:
-        """Median seconds of each, taken in turns."""
+        """Return the median seconds of each call, taken in turns."""
         for call in calls * 2:
             call()
         turns = [[self.seconds(call) for call in calls] for _ in range(ROUNDS)]

@@ -43,7 +43,7 @@ def command(arguments: argparse.Namespace, folder: Path, results: str, workers: 
 
 
 def seconds(words: list[str]) -> float:
-    """Wall time of a command, one thread a process."""
+    """Return the wall time of a command, one thread a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = time.monotonic()
     subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -84,7 +84,7 @@ def resident() -> int:
 
 
 def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Planning and the cost around a cell; whether both are below what is allowed."""
+    """Time planning and the cost around a cell; return True where both are as low as required."""
     import torch
 
     from harness.cells import defaults

@@ -47,7 +47,7 @@ def attack(backward: str, arguments: argparse.Namespace) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train and attack every model of the grid; the first exit status that is not zero."""
+    """Train and attack every model of the grid; return the first exit status that is not zero."""
     for training in arguments.trainings:
         for estimator in arguments.estimators:
             command = [sys.executable, "-m", "harness", "run", "--dataset", arguments.dataset]
@@ -66,18 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def records(folder: Path) -> list[Record]:
-    """Return all records of a results folder.
-
-    Raises:
-        HarnessError: a record is damaged.
-    """
+    """Return all records of a results folder; a damaged one raises an error."""
     store = Store(folder)
     found = (store.read_json("records", name, Record) for name in store.names("records"))
     return [record for record in found if record is not None]
 
 
 def groups(found: Sequence[Record]) -> Iterator[dict[str, Record]]:
-    """Records that differ in `backward` alone, by its name; those of one model stand together."""
+    """Yield groups of records that differ in `backward` alone, by its name; a model's are adjacent."""
     together: dict[str, dict[str, Record]] = {}
     for record in found:
         parameters = dict(record.resolved["attack"].get("parameters", {}))

@@ -323,5 +323,5 @@ def _frozen(value: Any) -> Any:
 
 @defenses.bridge("art")
 def art(name: str) -> Callable[..., Defense]:
-    """Find any input transformation of the adversarial-robustness-toolbox: art:JpegCompression."""
+    """Input transformations of the adversarial-robustness-toolbox by class name: art:JpegCompression."""
     return Factory(name)

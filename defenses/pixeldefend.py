@@ -17,7 +17,7 @@ from harness.types import Defense, HarnessError
 
 @torch.no_grad()
 def purify(network: GatedPixelCNN, images: Tensor, radius: int, *, chunk: int = 0) -> Tensor:
-    """Greedy purification (Song et al. 2018, algorithm 1), batched: (N, C, H, W) in [0, 1] -> same.
+    """Purify (N, C, H, W) in [0, 1] greedily (Song et al. 2018, algorithm 1); the shape stays.
 
     In raster order, channel by channel, every value becomes the likeliest one, given what was
     decided before it, within `radius` of the 256 levels around the (rounded) original; the lowest

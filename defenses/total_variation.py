@@ -164,13 +164,13 @@ class _Work:
     index: Tensor
 
     def only(self, index: Tensor) -> _Work:
-        """These problems alone."""
+        """Return the problems at `index` alone."""
         tensors = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return _Work(*(tensor.index_select(tensor.ndim - 1, index) for tensor in tensors))
 
 
 def _prepare(x: Tensor, kept: Tensor, weights: Tensor) -> _Work:
-    """Problems (M, H, W) with weights (M,) at their start: what is dropped at the mean."""
+    """Set up problems (M, H, W) with weights (M,); dropped pixels start at the mean of the kept."""
     kept = kept.permute(1, 2, 0).to(x.dtype)
     x = torch.nan_to_num(x.permute(1, 2, 0)) * kept
     dropped = 1.0 - kept
@@ -206,7 +206,7 @@ def _prepare(x: Tensor, kept: Tensor, weights: Tensor) -> _Work:
 
 
 def _iterate(work: _Work, isotropic: bool, steps: int) -> None:
-    """Takes `steps` steps in place; the last unrelaxed point is left in the `new` tensors."""
+    """Take `steps` steps in place; the last unrelaxed point is left in the `new` tensors."""
     z, down, right = work.z, work.down, work.right
     new_z, new_down, new_right = work.new_z, work.new_down, work.new_right
     pull, ahead = work.scratch_1, work.scratch_2
@@ -234,7 +234,7 @@ def _iterate(work: _Work, isotropic: bool, steps: int) -> None:
 
 
 def _differences(z: Tensor, down: Tensor, right: Tensor) -> None:
-    """Writes each pixel's differences to the next ones below and beside it; 0 at the border."""
+    """Write each pixel's differences to the next ones below and beside it; 0 at the border."""
     torch.sub(z[1:], z[:-1], out=down[:-1])
     torch.sub(z[:, 1:], z[:, :-1], out=right[:, :-1])
     down[-1] = 0.0
@@ -278,7 +278,7 @@ def _total(values: Tensor) -> Tensor:
 
 
 def _solve(work: _Work, isotropic: bool, tolerance: float, limit: int, out: Reconstruction) -> None:
-    """Solves the problems of one chunk and writes them to `out`, in the chunk's order."""
+    """Solve the problems of one chunk and write them to `out`, in the chunk's order."""
     height, width, _ = work.x.shape
     open_ = torch.ones_like(work.index, dtype=torch.bool)
     done = 0

@@ -38,7 +38,7 @@ def own(
     sha256: str = "",
     **options: Any,
 ) -> nn.Module:
-    """Load a model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
+    """Model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
     if not build:
         raise HarnessError(
             "own needs build=: my.py:build, timm:NAME, hub:owner/repo:NAME, file.pt2"
@@ -117,10 +117,10 @@ def _network(
 
 
 def _find(build: str) -> None:
-    """Find out, before anything is built or stored, whether a name means something.
+    """Check that a name means something before anything is built or stored.
 
     Raises:
-        HarnessError: it does not.
+        HarnessError: there is no such model.
     """
     library, _, rest = build.partition(":")
     if library == "timm":
@@ -220,8 +220,10 @@ def _hub(
 
 @contextlib.contextmanager
 def _own_packages(folder: Path | None) -> Iterator[None]:
-    """Lets foreign code import its own `models`, a common name, where ours is loaded already; modules
-    beside the file are found, as by `python my.py`."""
+    """Let foreign code import its own `models`, a common name, where ours is loaded already.
+
+    Modules beside the file are found too, as by `python my.py`.
+    """
     models.names()  # ours are all loaded by now
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_mine(name)}
     path = list(sys.path)
@@ -244,7 +246,7 @@ def _is_mine(name: str) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a safetensors file, or of a torch file without running code.
+    """Return the tensors of a safetensors file by name, or of a torch file, without running code.
 
     Raises:
         HarnessError: there is none, or it holds anything but tensors.
@@ -306,7 +308,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content.
+    """Return the SHA-256 of a file's content.
 
     Raises:
         HarnessError: there is none.
@@ -340,7 +342,7 @@ def _stated(network: nn.Module, build: str, normalisation: str) -> str:
 
 @models.bridge("timm")
 def timm_model(rest: str) -> Callable[..., nn.Module]:
-    """Return timm's model of a name, to train: `timm:resnet18`. With --weights it comes trained."""
+    """Models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
 
     _find_in_timm(rest)
 

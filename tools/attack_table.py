@@ -104,7 +104,7 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises OutOfTime in the block after so many seconds of processor time."""
+    """Raise OutOfTime in the block after so many seconds of processor time."""
 
     def stop(number: int, frame: object) -> None:
         raise OutOfTime
@@ -209,7 +209,7 @@ def written(text: str, section: str, rows: list[str]) -> str:
 
 
 def main() -> None:
-    """Makes the tables."""
+    """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="make the rows of these attacks only")
     parser.add_argument("--only", choices=sorted(HEADS))

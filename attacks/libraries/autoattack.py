@@ -53,7 +53,7 @@ class AutoAttack(Attack):
                 )
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         if victim.classes < 4:
             raise HarnessError(

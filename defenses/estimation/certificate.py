@@ -16,7 +16,7 @@ from .spectral import largest
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of matrices, (n, H, W) x (n, H, W) -> (n,)."""
+    """Return the inner products of matrices, (n, H, W) x (n, H, W) -> (n,)."""
     products: Tensor = (a * b).sum((1, 2))
     return products
 

@@ -22,7 +22,7 @@ class Solver(Protocol):
 
 
 def certified_solver(gap: float, max_iterations: int) -> Solver:
-    """Solves to a relative duality gap of `gap`."""
+    """Return a solver that stops at a relative duality gap of `gap`."""
     return functools.partial(solve, gap=gap, max_iterations=max_iterations)
 
 
@@ -41,7 +41,7 @@ def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) 
 
 
 def as_estimate(found: Solution, shape: torch.Size) -> Estimate:
-    """Back to the caller's (..., H, W)."""
+    """Return the solution in the caller's shape, (..., H, W)."""
     batch = shape[:-2]
     return Estimate(
         restore(found.value, shape),

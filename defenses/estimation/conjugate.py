@@ -44,7 +44,7 @@ class _Memory(NamedTuple):
 def descend(
     problems: Problems, start: Tensor | None = None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """Problems of (N, H, W) with H <= W at threshold 1; no image depends on another.
+    """Solve problems (N, H, W), H <= W, at threshold 1; no image depends on another.
 
     start: (N, H, W), a guess of the solution: a proximal step from there makes the first factors.
     """
@@ -75,7 +75,7 @@ def descend(
 
 
 def _blank(place: Place) -> _Memory:
-    """Before the first step: the weight of the direction so far is zero."""
+    """Return the state before the first step, in which the previous direction has weight zero."""
     zeros = Pair(*(torch.zeros_like(factor) for factor in place.factors))
     columns = zeros.left.shape[1]
     square = zeros.left.new_zeros(len(zeros.left), columns, columns)

@@ -105,7 +105,7 @@ def begin(problems: Problems, start: Tensor | None) -> Place:
 
 
 def stand(image: Tensor, observed: Tensor, mask: Tensor, factors: Pair) -> Place:
-    """At `factors`, residual and value computed afresh."""
+    """Return the point at `factors`, with residual and value computed afresh."""
     residual = _residual(observed, mask, factors)
     value = (dot(residual, residual) + factors.dot(factors)) / 2
     return Place(image, observed, mask, factors, residual, value)
@@ -136,7 +136,7 @@ def along(factors: Pair, direction: Pair, mask: Tensor) -> Tensor:
 
 
 def move(place: Place, direction: Pair, descent: Tensor) -> Place:
-    """To the minimum of f along `direction`, whose slope `descent` (n,) is not above 0."""
+    """Move to the minimum of f along `direction`, whose slope `descent` (n,) is not above 0."""
     linear = along(place.factors, direction, place.mask)
     square = torch.bmm(direction.left.mT, direction.right).mul_(place.mask)
     bend = dot(linear, linear) - 2 * dot(place.residual, square) + direction.dot(direction)
@@ -201,12 +201,12 @@ def _record(place: Place, found: Solution, step: int) -> None:
 
 
 def _residual(observed: Tensor, mask: Tensor, factors: Pair) -> Tensor:
-    """M (A - U V^T)."""
+    """Return M (A - U V^T)."""
     return torch.addcmul(observed, mask, torch.bmm(factors.left.mT, factors.right), value=-1)
 
 
 def _shrunk(point: Tensor) -> Pair:
-    """SVT of (n, H, W) by 1 as balanced factors, with no more columns than the batch needs.
+    """Return the SVT of (n, H, W) by 1 as balanced factors, with as few columns as the batch needs.
 
     Images of lower rank than others get columns of zeros, which stay zero.
     """

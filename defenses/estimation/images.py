@@ -63,7 +63,7 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
 
 
 def approximate_rank(images: Tensor, energy: float = 0.9) -> Tensor:
-    """Fewest singular values that hold `energy` of the sum of their squares, (N,) int64.
+    """Return the fewest singular values that hold `energy` of the sum of squares, (N,) int64.
 
     ME-Net, section 2.2 and Figure 1. images: (N, C, H, W) in [0, 1]; a colour image is taken as the
     concat matrix H x (W*C). Zero for a black image.

@@ -82,14 +82,14 @@ def chunk_of(chunk: int | None, problems: Problems) -> int:
 
 
 def in_chunks(tensor: Tensor, chunk: int) -> list[Tensor]:
-    """Views of `chunk` images each; one empty view of an empty batch."""
+    """Return views of `chunk` images each; one empty view of an empty batch."""
     return [tensor[begin : begin + chunk] for begin in range(0, max(1, len(tensor)), chunk)]
 
 
 def check_stopping(
     accuracy: float, max_iterations: int, dtype: torch.dtype, name: str = "gap"
 ) -> None:
-    """Raises ValueError on an accuracy that the number format cannot prove, or no iterations."""
+    """Raise ValueError on an accuracy that the number format cannot prove, or no iterations."""
     least = 1e-5 if dtype == torch.float32 else 1e-10
     if not least <= accuracy < 1:
         mend = "; convert the input with .double()" if least > accuracy >= 1e-10 else ""

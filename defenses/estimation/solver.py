@@ -20,7 +20,7 @@ def solve(
     gap: float,
     max_iterations: int,
 ) -> Solution:
-    """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another.
+    """Solve problems (N, H, W), H <= W, shrinkage (N,) above 0; no image depends on another.
 
     start: (N, H, W), a guess of the solution.
     """
@@ -69,7 +69,7 @@ def _from_single(
 def descend(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """At threshold 1, in the precision of the problems, in lanes where they serve."""
+    """Solve at threshold 1 in the precision of the problems, by the lanes where they can."""
     found = native.descend(*problems, start, sketch, gap=gap, max_iterations=max_iterations)
     if found is not None:
         return Solution(*found)

@@ -21,7 +21,7 @@ class Spectrum(NamedTuple):
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (N, H), ascending, and eigenvectors (N, H, H), as columns; without gradients."""
+    """Return ascending eigenvalues (N, H) and eigenvectors (N, H, H) as columns, without gradients."""
     found = native.eigh(symmetric)
     if found is None:
         found = tuple(torch.linalg.eigh(symmetric))
@@ -39,7 +39,7 @@ def decompose(matrix: Tensor) -> Spectrum:
 
 
 def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values of (N, H, W), H <= W, less (N,): the matrix and its nuclear norm (N,).
+    """Reduce the singular values of (N, H, W), H <= W, by (N,); return the matrix and its nuclear norm.
 
     Cai, Candes and Shen (2010), Theorem 2.1. A singular value below the threshold only has to be
     known to be below it, so squaring costs no accuracy.
@@ -52,7 +52,7 @@ def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest(matrix: Tensor) -> Tensor:
-    """Largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
+    """Return the largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
     square = matrix @ matrix.mT
     found = native.eigh(square)
     squares: Tensor = torch.linalg.eigvalsh(square) if found is None else found[0]

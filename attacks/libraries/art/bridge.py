@@ -143,7 +143,7 @@ def _multiprocess() -> Iterator[None]:
 
 @attacks.bridge("art")
 def make(rest: str) -> Callable[..., Toolbox]:
-    """Find the evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
+    """Evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
     sheet = library_attack.sheet_of("art", SHEETS, rest)
 
     def build(**parameters: Any) -> Toolbox:

@@ -30,7 +30,7 @@ class _Nearest(Attack):
         """Return foolbox's attack with the parameters of this one."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         self.foolbox().check(victim, threat)
 

@@ -88,7 +88,7 @@ class Torchattacks(library_attack.LibraryAttack):
 
 @attacks.bridge("torchattacks")
 def make(rest: str) -> Callable[..., Torchattacks]:
-    """Find the attacks of torchattacks by their class names: `torchattacks:PGD`."""
+    """Attacks of torchattacks by their class names: `torchattacks:PGD`."""
     sheet = library_attack.sheet_of("torchattacks", SHEETS, rest)
 
     def build(**parameters: Any) -> Torchattacks:

@@ -59,7 +59,7 @@ def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def stripes(split: str, folder: Path, *, count: int = 200) -> Samples:
-    """Rows, columns and flat grey, 12 x 12, drawn on the spot."""
+    """Draw images of 12 x 12: rows, columns and flat grey."""
     generator = torch.Generator().manual_seed(0 if split == "train" else 1)
     labels = torch.arange(count) % 3
     waves = torch.rand(count, 12, 1, generator=generator).expand(-1, -1, 12)
