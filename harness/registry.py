@@ -280,7 +280,7 @@ def load_file(path: Path) -> Any:
 
 around_file: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 """Returns the context in which a user's file is executed. The engine sets it to a guard of the process."""
-_LONGEST = 600
+_LONGEST = 390
 
 
 def describe(error: BaseException) -> str:

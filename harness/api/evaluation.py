@@ -105,7 +105,7 @@ class Evaluation:
         return frames.of_records(self.records, self.timings)
 
     def per_image(self) -> pandas.DataFrame:
-        """Return a row for each image: its label, and the share of draws that stayed right for each attack."""
+        """Return a row for each image: its label, and its share of right draws for each attack."""
         import pandas
 
         columns: dict[str, Any] = {"label": self.labels.tolist()}

@@ -98,6 +98,7 @@ class View:
         self.evidence = Evidence.empty(len(batch), batch.ids.device)
         self.asked: dict[bool, Question] = {}
         """The last query with gradients (True), and the last without (False)."""
+        self._few = slice(0, probed)
         self._probed: set[Backward] = set()
         self.candidates = batch.images.clone() if max_queries is not None else None
 
