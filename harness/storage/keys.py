@@ -212,12 +212,14 @@ def _library_folders() -> tuple[Path, ...]:
 
 
 def _is_library(path: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in _library_folders())
+    return bool(_installed_top(path)) or any(
+        path.is_relative_to(folder) for folder in _library_folders()
+    )
 
 
 def _installed_top(path: Path) -> str:
     """Return the first name below the folder of installed packages; empty for any other file."""
-    for folder in _library_folders():
-        if path.is_relative_to(folder) and folder.name in ("site-packages", "dist-packages"):
-            return path.relative_to(folder).parts[0].removesuffix(".py")
+    for place in range(len(path.parts) - 1, 0, -1):
+        if path.parts[place - 1] in ("site-packages", "dist-packages"):
+            return path.parts[place].removesuffix(".py")
     return ""

@@ -67,3 +67,12 @@ def test_a_plugins_helpers_count() -> None:
 def test_canonical_json_has_one_form() -> None:
     assert keys.canonical({"b": 1, "a": [1.5, None]}) == keys.canonical({"a": (1.5, None), "b": 1})
     assert keys.key({"a": 1}) != keys.key({"a": 2})
+
+
+def test_an_installed_package_is_a_library_wherever_it_is_installed(tmp_path: Path) -> None:
+    for folder in ("site-packages", "dist-packages"):
+        path = tmp_path / folder / "theirs" / "deep" / "module.py"
+        assert keys._is_library(path) and keys._installed_top(path) == "theirs"
+        assert keys._installed_top(tmp_path / folder / "single.py") == "single"
+    assert not keys._is_library(tmp_path / "mine" / "module.py")
+    assert keys._installed_top(tmp_path / "mine" / "module.py") == ""
