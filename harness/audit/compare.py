@@ -1,4 +1,4 @@
-"""Two values of a record side by side, and what of a record nothing on disk can contradict."""
+"""Compare two versions of a record, and name the fields that nothing on disk can contradict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRUSTED: dict[str, str] = {
     "looks": "what came of asking the defense again: one that keeps notes answers otherwise each time",
     "cell.target.training.paper_epochs": "how long the published schedule is: no key depends on it",
 }
-"""By field: what every finding takes on trust. No other file tells it."""
+"""The fields that every finding takes on trust, because no other file states them."""
 
 STORED = (
     "stored batches: passes, dead gradients and queries that fooled, as the view counted them",
