@@ -144,7 +144,7 @@ class Rescoring:
         )
 
     def again(self, draws: int) -> tuple[list[str], str]:
-        """Score on new draws, whose accuracies must agree within sampling error; return (problems, summary)."""
+        """Score on new draws, which must agree within sampling error; return (problems, summary)."""
         record, labels = self.record, self.batch.labels
         draws = draws if self.target.randomised else 1
         predicted = self.predict(Role.VERIFY, draws)
