@@ -22,7 +22,7 @@ STORED = (
     "stored batches: the trace before its end, whose images are not kept",
     "stored batches: whether victim and process were changed, and what changed while the record was scored",
 )
-"""What a record must agree with, but no one can count again without running the attack again."""
+"""The evidence that a record must agree with, but that only a new run of the attack could count again."""
 
 _LONGEST = 60
 
@@ -46,7 +46,7 @@ def _complete(value: Any) -> Any:
 
 
 def differences(stated: Any, rebuilt: Any) -> list[str]:
-    """Say where a record as it is stored is not the one that was rebuilt, a line each.
+    """Return the differences of a stored record from the rebuilt one, a line each.
 
     What is named in `TRUSTED` is passed over.
     """

@@ -164,7 +164,7 @@ def _mean(counted: Tensor) -> float:
 
 
 def _rounds(stated: float | None, rebuilt: float) -> bool:
-    """Say whether a sum of squares in float32 explains the difference."""
+    """Return whether rounding in a float32 sum of squares explains the difference."""
     return stated is not None and math.isclose(stated, rebuilt, rel_tol=1e-5)
 
 

@@ -47,7 +47,7 @@ class StoredImages:
     first_fooled: Tensor
     """(N,) int64 each; `first_fooled` is -1 where no query was fooled."""
     trace: dict[int, Tensor]
-    """By step: (draws, N) bool; `END` for the images that were returned."""
+    """For each step, (draws, N) bool; `END` is the step of the returned images."""
     changed: tuple[str, ...]
     """The changes to the victim that the batches name."""
     process: tuple[str, ...]
