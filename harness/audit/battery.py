@@ -1,4 +1,4 @@
-"""`harness audit`: everything that may break one defense, within a budget of time."""
+"""`harness audit`: try everything that may break one defense, within a budget of time."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SCALES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 COUNTS = (1000, 500, 200, 100)
 _READOUT_IMAGES = 32
 _SHARE = 0.8
-"""Of the time that is left, what may be planned for."""
+"""The share of the remaining time that may be planned for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """How much is done, fixed at the first run of an audit so that a second one goes on with it."""
+    """The size of an audit, fixed at its first run so that a second run goes on with it."""
 
     count: int
     scale: float
@@ -47,7 +47,7 @@ class _Size:
 
 @dataclasses.dataclass(kw_only=True)
 class Battery:
-    """The whole battery for one target: cheap and telling checks first."""
+    """All checks and attacks of an audit of one target, cheap and informative ones first."""
 
     target: Target
     threat: ThreatModel
@@ -56,7 +56,7 @@ class Battery:
     draws: int = 10
     limit: int | None = None
     scale: float | None = None
-    """None: as large as the budget allows."""
+    """The share of the suite's budget of passes; None for as much as the time allows."""
     batch_size: int = 50
     promises: Callable[[Defense], Iterable[Probe]] = lambda defense: ()
     """Checks of the defense itself: `harness.conformance.check.probes`."""
@@ -74,10 +74,11 @@ class Battery:
         self._records: dict[str, Record] = {}
 
     def run(self) -> tuple[Audit, str]:
-        """(what was found, the page). Both are stored too.
+        """Run the audit, store its results and its page, and return both.
 
         Raises:
-            Interrupted: a signal came. HarnessError: the target cannot be made.
+            Interrupted: a signal came.
+            HarnessError: the target cannot be made.
         """
         self.model_store.stop = self._deadline
         try:
@@ -97,16 +98,16 @@ class Battery:
         finally:
             self.model_store.stop = self._outer
 
-    # --- how much -----------------------------------------------------------------------------
+    # --- the size of the audit ----------------------------------------------------------------
 
     @property
     def key(self) -> str:
-        """Of what is audited and how; not of what is found."""
+        """The key of the question: what is audited and how, but not the results."""
         asked = [self.target, self.threat, self.budget, self.draws, self.limit, self.scale]
         return keys.key([self.model_store.resolved(self.target), *asked])
 
     def _size(self, defended: Defended) -> _Size:
-        """The largest share of the suite and then the most images that should fit."""
+        """Return the largest share of the suite, and then the most images, that should fit the budget."""
         known = self.model_store.store.read_json("audit-sizes", self.key, _Size)
         if known is not None:
             return known
@@ -132,7 +133,7 @@ class Battery:
         return size
 
     def _pace(self, defended: Defended) -> Pace:
-        """Time one batch of the test set."""
+        """Return the pace measured on one batch of the test set."""
         test = self.model_store.dataset(self.target.dataset, "test").first(self.batch_size)
         batch = test.batch(slice(0, None)).to(self.model_store.device)
         return measure_pace(defended, batch, Draws(self.target.seed, batch.ids, Role.AUDIT))
@@ -143,12 +144,12 @@ class Battery:
         return count * (seconds + pace.scoring(self.draws))
 
     def _entries(self, defense: Defense, scale: float) -> list[Entry]:
-        """Attacks that retrain a source come last: they may not fit."""
+        """Return the attacks of the suite; those that train a source come last, since they may not fit."""
         entries = suites.expand("battery", defense, self.threat)
         entries += suites.expand("adaptive", defense, self.threat, scale=scale)
         return sorted(entries, key=lambda entry: entry.attack.inner is not None)
 
-    # --- what is done -------------------------------------------------------------------------
+    # --- the checks ---------------------------------------------------------------------------
 
     def _attacks(self, defended: Defended, size: _Size) -> None:
         pace = self._pace(defended)
@@ -214,7 +215,7 @@ class Battery:
             self._tried.append(dataclasses.replace(tried, untested=reason))
 
     def _stability(self, defended: Defended, size: _Size) -> None:
-        """Randomness that a defense does not declare: two looks at one draw must agree."""
+        """Check for randomness that the defense does not declare: two queries under one draw must agree."""
         name = "two looks at the same draw"
         test = self.model_store.dataset(self.target.dataset, "test").first(size.count)
         batch = test.batch(slice(0, None)).to(self.model_store.device)
@@ -235,7 +236,7 @@ class Battery:
         )
 
     def _randomness(self, defended: Defended, record: Record) -> None:
-        """Accuracy on an attack's images must not depend on whose draws are asked under."""
+        """Check that accuracy on an attack's images does not depend on whose draws are used."""
         name = "the judge's draws, an attack's, those of no run, and one for all images"
         runner = Runner(model_store=self.model_store, batch_size=self.batch_size)
         shard = runner.attack(plan(record.cell, self.model_store))[0]
@@ -262,7 +263,7 @@ class Battery:
         return min(seeing, key=lambda record: record.robust.mean, default=None)
 
     def _readouts(self, defended: Defended) -> None:
-        """The binarisation test of the strongest attack with gradients."""
+        """Run the binarisation test on the strongest attack with gradients."""
         name = "binarisation test"
         strongest = self._strongest(audit.MANY_STEPS)
         if strongest is None or self._deadline.left <= 0:
@@ -312,14 +313,14 @@ class Battery:
             )
 
     def _held(self, size: _Size, pace: Pace) -> None:
-        """The same weights with their randomness fixed: what falls then is held up by noise alone."""
+        """Attack the same weights with fixed randomness: images that fall then are held by noise alone."""
         spec = self.target.defense
         held = dataclasses.replace(spec, parameters={**spec.parameters, "randomness": "fixed"})
         target = dataclasses.replace(self.target, defense=held)
         for entry in suites.expand("held", self.model_store.defense(target), self.threat):
             self._attack(entry, target, size, pace)
 
-    # --- what came of it ----------------------------------------------------------------------
+    # --- the results --------------------------------------------------------------------------
 
     def _finish(self, size: _Size) -> tuple[Audit, str]:
         records = list(self._records.values())

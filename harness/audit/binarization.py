@@ -1,9 +1,9 @@
-"""The binarisation test (Zimmermann et al. 2022, "Increasing confidence in adversarial robustness
-evaluations"): can the attack find an adversarial example that is known to exist?
+"""Test whether an attack finds adversarial examples that are known to exist: the binarisation test
+(Zimmermann et al. 2022, "Increasing confidence in adversarial robustness evaluations").
 
-For each image the classifier's last layer is replaced by a linear readout with two classes. Class 0 holds
-the image and random points of its ball, class 1 one point on the ball's surface: an adversarial example by
-construction. An attack that is sound on this model finds some point of class 1.
+For each image, the classifier's last layer is replaced by a linear readout with two classes. Class 0 holds
+the image and random points of its ball; class 1 holds one point on the ball's surface, which is an
+adversarial example by construction. An attack that is sound on this model finds some point of class 1.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from harness.targets.views import View
 from harness.types import Attack, Backward, Batch, HarnessError, ThreatModel
 
 INNER = 63
-"""Random points of class 0 for each image, besides the image."""
+"""The number of random points of class 0 for each image, besides the image."""
 LOOKS = 12
-"""Draws of a randomised defense's noise at which an image and its known example are looked at."""
+"""The number of draws of a randomised defense on which an image and its known example are scored."""
 SOUND = 0.95
 """The share of the known examples that a sound attack finds (Zimmermann et al., section 5)."""
 FEWEST = 8
-"""Images below which the test says nothing."""
+"""The number of images below which the test says nothing."""
 _COARSE = 7
-"""Blocks a side in which half of the points are constant: what a smoothing defense lets through."""
+"""The blocks along each side in which half of the points are constant, to pass a smoothing defense."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readout:
-    """Holds what one attack made of the test."""
+    """The result of the test for one attack."""
 
     attack: str
     usable: int
-    """Images for which a readout with a known adversarial example could be made."""
+    """The number of images for which a readout with a known adversarial example could be made."""
     found: int
-    """Of these, images for which the attack returned a valid point of class 1."""
+    """The number of these for which the attack returned a valid point of class 1."""
     random: int
-    """Of these, images for which one of `INNER` new random points is of class 1, at one draw."""
+    """The number of these for which one of `INNER` new random points is of class 1, under one draw."""
     refused: str = ""
-    """Why the test could not be made; empty where it was."""
+    """The reason why the test could not be made; empty where it was."""
 
     @property
     def flag(self) -> str:
-        """Return the reason for `unsound-readout`, or nothing."""
+        """The reason for the flag `unsound-readout`; empty for none."""
         if self.refused or self.usable < FEWEST:
             return ""
         if wilson(self.found, self.usable)[1] >= SOUND:
@@ -64,7 +64,7 @@ class Readout:
 
     @property
     def vacuous(self) -> str:
-        """Return why a pass says nothing about the attack: random points pass by the same rule."""
+        """The reason why a pass says nothing about the attack: random points pass by the same rule, too."""
         if self.refused or self.usable < FEWEST or self.flag:
             return ""
         if wilson(self.random, self.usable)[1] < SOUND:
@@ -73,7 +73,7 @@ class Readout:
 
     @property
     def outcome(self) -> str:
-        """Return what came of the test in one sentence."""
+        """The result of the test in one sentence."""
         if self.refused:
             return self.refused
         found = (
@@ -85,7 +85,7 @@ class Readout:
 
 @dataclasses.dataclass(frozen=True)
 class Binarised(Defended):
-    """Wraps a defended model so that each image has a readout of its own, found by the draws' ids."""
+    """A defended model in which each image has a readout of its own, found by the draws' ids."""
 
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
         self.model.choose(draws.ids)  # type: ignore[operator]
@@ -93,7 +93,7 @@ class Binarised(Defended):
 
 
 class _Readouts(nn.Module):
-    """Maps the features of images to (N, 2) logits, by a linear map for each image."""
+    """The map from the features of images to (N, 2) logits, linear and different for each image."""
 
     ids: Tensor
     weight: Tensor
@@ -110,7 +110,7 @@ class _Readouts(nn.Module):
         self.rows = order
 
     def choose(self, ids: Tensor) -> None:
-        """Say whose images come next, by ids (N,)."""
+        """Choose the readouts of the next images by their ids (N,)."""
         self.rows = torch.searchsorted(self.ids, ids)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _Readouts(nn.Module):
 
 
 class _Features(nn.Module):
-    """Gives (N, F): what enters the last layer where that is linear, else what leaves the model."""
+    """The features (N, F): the input of the last layer where that is linear, else the model's output."""
 
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
         super().__init__()
@@ -165,9 +165,9 @@ def binarisation_test(
     name: str,
     on_pass: Callable[[int], None] | None = None,
 ) -> Readout:
-    """Make the readouts, run the attack on them, count. A few dozen images are enough.
+    """Make the readouts, run the attack on them, and return the counts. A few dozen images are enough.
 
-    An attack that cannot serve two classes, or that makes its images elsewhere, is refused.
+    The test is refused for an attack that cannot run with two classes, or that attacks another model.
     """
     if attack.source is not None or attack.access == "none":
         return _refused(name, "it does not look at the model that it attacks")
@@ -206,7 +206,7 @@ def _refused(name: str, reason: str) -> Readout:
 def _elected(
     victim: Defended, images: Tensor, ids: Tensor, seed: int, looks: int = LOOKS
 ) -> Tensor:
-    """Return (N,) bool: most of some new draws see class 1."""
+    """Return (N,) bool: whether an image is of class 1 under most of some new draws."""
     draws = looks if victim.randomised else 1
     seen = predictions(victim, images, ids, seed=seed, draws=draws, role=Role.AUDIT)
     return 2 * seen.sum(dim=0) > draws

@@ -1,4 +1,4 @@
-"""The time that an audit may take."""
+"""Limit the time of an audit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from harness.types import HarnessError
 
 
 class BudgetSpent(Interrupted):
-    """The time that was allowed is over. What is done is kept."""
+    """Raised where the allowed time is over; finished work is kept."""
 
 
 class Deadline(Stop):
-    """A stop that also asks when the budget is spent."""
+    """A request to stop that is also made when the time is over."""
 
     def __init__(self, inner: Stop, until: float, clock: Callable[[], float]) -> None:
         self._inner, self._until, self._clock = inner, until, clock
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return self._until - self._clock()
 
     @property
@@ -38,10 +38,10 @@ class Deadline(Stop):
 
 
 def seconds(text: str) -> float:
-    """`90`, `90s`, `10m`, `1.5h` in seconds.
+    """Return the seconds that a text such as `90`, `90s`, `10m` or `1.5h` states.
 
     Raises:
-        HarnessError: anything else.
+        HarnessError: the text is no such time.
     """
     units: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0}
     unit = units.get(text[-1:], 1.0)

@@ -1,4 +1,4 @@
-"""Two values of a record side by side, and what of a record nothing on disk can contradict."""
+"""Compare two versions of a record, and name the fields that nothing on disk can contradict."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TRUSTED: dict[str, str] = {
     "looks": "what came of asking the defense again: one that keeps notes answers otherwise each time",
     "cell.target.training.paper_epochs": "how long the published schedule is: no key depends on it",
 }
-"""By field: what every finding takes on trust. No other file tells it."""
+"""The fields that every finding takes on trust, because no other file states them."""
 
 STORED = (
     "stored batches: passes, dead gradients and queries that fooled, as the view counted them",
     "stored batches: the trace before its end, whose images are not kept",
     "stored batches: whether victim and process were changed, and what changed while the record was scored",
 )
-"""What a record must agree with, but no one can count again without running the attack again."""
+"""The evidence that a record must agree with, but that only a new run of the attack could count again."""
 
 _LONGEST = 60
 
@@ -46,7 +46,7 @@ def _complete(value: Any) -> Any:
 
 
 def differences(stated: Any, rebuilt: Any) -> list[str]:
-    """Say where a record as it is stored is not the one that was rebuilt, a line each.
+    """Return the differences of a stored record from the rebuilt one, a line each.
 
     What is named in `TRUSTED` is passed over.
     """

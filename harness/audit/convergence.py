@@ -1,4 +1,4 @@
-"""`harness convergence`: robust accuracy against steps, draws a step, restarts and epsilon."""
+"""`harness convergence`: measure robust accuracy against steps, draws a step, restarts and epsilon."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Point:
     """One cell of a curve."""
 
     axis: str
-    """What is varied: one of `AXES`, or `equal-budget`: steps against draws at one number of passes."""
+    """The varied parameter: one of `AXES`, or `equal-budget` (steps against draws at equal passes)."""
     value: float
     cell: Cell
 
 
 def points(base: Cell, axes: Mapping[str, Sequence[float]], *, equal_budget: bool) -> list[Point]:
-    """The cells of all curves: each axis is varied by itself around `base`.
+    """Return the cells of all curves: each axis is varied by itself around `base`.
 
     Raises:
-        HarnessError: an axis that the attack does not have, or a value that is none.
+        HarnessError: the attack does not have an axis, or a value does not fit.
     """
     found = []
     for axis, values in axes.items():
@@ -74,7 +74,7 @@ def _moved(base: Cell, axis: str, value: float) -> Cell:
 
 
 def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
-    """One line a point: accuracy, its interval, and what it took."""
+    """Return the points as CSV, one line each: accuracy, its interval, and its cost."""
     import pandas
 
     rows = []
@@ -103,7 +103,7 @@ def csv(found: Sequence[tuple[Point, Record | Failure]]) -> str:
 
 
 def svg(found: Sequence[tuple[Point, Record | Failure]], title: str) -> bytes:
-    """A panel for each axis: mean over draws with its interval, the vote, and the control."""
+    """Return an SVG with a panel for each axis: mean over draws with its interval, vote, and control."""
     from matplotlib.figure import Figure
 
     from harness.results import style

@@ -1,4 +1,4 @@
-"""Whether a random defense treats all draws alike: the engine's, those of no run, and one for all images."""
+"""Test whether a random defense treats all draws alike: the engine's, foreign ones, one for all images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from harness.types import Batch
 
 DRAWS = 10
 SMALLEST = 0.02
-"""A difference of accuracy below this is never worth a flag."""
+"""The smallest difference of accuracy that is worth a flag."""
 
 
 def disagreement(defended: Defended, batch: Batch, *, seed: int, draws: int = DRAWS) -> str:
-    """Return how accuracy on some images depends on who draws; nothing where luck explains it.
+    """Return how accuracy on some images depends on the source of the draws; empty where luck explains it.
 
-    The draws of the judge and of an attack can be recognised by a defense that knows the engine and
-    guesses the seed; those of a seed that is made up here cannot. With one draw for all images the mean
-    over such draws is that of fresh ones, but for the luck of few draws.
+    A defense that knows the engine and guesses the seed can recognise the draws of the judge and of an
+    attack, but not those of a seed that is made up here. With one draw for all images, the mean over such
+    draws is that of fresh ones, except for the luck of few draws.
 
     Args:
         batch: attacked images with their labels.
-        seed: of the runs whose draws are looked at.
+        seed: the seed of the runs whose draws are tested.
     """
     unforeseen = [secrets.randbits(62) for _ in range(draws)]
     held = dataclasses.replace(
@@ -56,17 +56,17 @@ def _right(defended: Defended, batch: Batch, places: Sequence[Draws]) -> Tensor:
 
 
 def _same_share(one: Tensor, other: Tensor) -> bool:
-    """Return whether Fisher's test, or the size of the difference, lets two shares be one."""
+    """Return whether two shares may be equal, by Fisher's test or by the size of their difference."""
     if abs(_mean(one) - _mean(other)) <= SMALLEST:
         return True
     return fisher(int(one.sum()), one.numel(), int(other.sum()), other.numel()) >= LUCK / 2
 
 
 def _same_mean(one: Tensor, other: Tensor) -> bool:
-    """Return whether Welch's t-test over draws, or the size of the difference, lets two means be one.
+    """Return whether two means may be equal, by Welch's t-test over draws or by the size of their difference.
 
-    Under one draw for all images these are right or wrong together: the draws are the units. A variance is
-    taken to be at least what independent images would give.
+    Under one draw for all images, the images are right or wrong together, so the draws are the units. A
+    variance is taken to be at least that of independent images.
     """
     from scipy.special import stdtr
 

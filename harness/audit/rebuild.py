@@ -1,4 +1,4 @@
-"""A record computed anew from the stored batches and the model's answers, by counting of its own.
+"""Compute a record again from the stored batches and the model's answers, with its own way of counting.
 
 Nothing of the judge's summary is used. What the record's own outcomes tell is counted from them (they are
 compared with the model's answers elsewhere, with the rounding of another machine allowed for); all else comes
@@ -164,7 +164,7 @@ def _mean(counted: Tensor) -> float:
 
 
 def _rounds(stated: float | None, rebuilt: float) -> bool:
-    """Say whether a sum of squares in float32 explains the difference."""
+    """Return whether rounding in a float32 sum of squares explains the difference."""
     return stated is not None and math.isclose(stated, rebuilt, rel_tol=1e-5)
 
 

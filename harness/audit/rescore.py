@@ -1,4 +1,4 @@
-"""Stored attacked images before the defended model again: under the record's draws, and under new ones.
+"""Score stored attacked images on the defended model again: under the record's draws, and under new ones.
 
 The judge's check of the threat model and its scoring loop are not used: a mistake there would be made twice.
 """
@@ -22,11 +22,11 @@ from harness.targets.defended import Defended
 from harness.types import Batch, ThreatModel
 
 ROUNDING = 2.0**-20
-"""Excess over the ball, in pixel values, that float32 explains."""
+"""The excess over the ball, in pixel values, that float32 explains."""
 LUCK = 1e-4
 """The chance of an alarm where nothing is wrong, for each comparison of new draws with the record's."""
 ELSEWHERE = 0.002
-"""Share of replayed outcomes that another machine or library may round differently."""
+"""The share of replayed outcomes that another machine or library may round differently."""
 
 
 def leaving(attacked: Any, clean: Any, threat: ThreatModel) -> tuple[Any, Any]:
@@ -56,11 +56,11 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rescoring:
-    """The record's images and the defended model that they meet again."""
+    """The stored images of a record, and the defended model on which they are scored again."""
 
     target: Defended
     source: Defended | None
-    """Where the images were made; None where its weights are not there."""
+    """The model on which the images were made; None where its weights do not exist."""
     source_seed: int
     stored: StoredImages
     batch: Batch
@@ -69,7 +69,7 @@ class Rescoring:
     device: torch.device
 
     def predict(self, role: Role, draws: int) -> Predictions:
-        """Look at the original and the attacked images again under `draws` draws of a role."""
+        """Return new predictions on the original and the attacked images, under `draws` draws of a role."""
         threat = self.record.cell.threat
         original = self.batch.images
         far, wild = map(
@@ -94,7 +94,7 @@ class Rescoring:
         return found
 
     def allowed(self, outcomes: int) -> int:
-        """Return how many of so many outcomes may differ: none on the machine that made the record."""
+        """Return the number of `outcomes` that may differ: none on the machine that made the record."""
         made = provenance.made(str(self.device), torch.get_num_threads())
         machine = ("device", "threads", "torch", "python")
         if all(self.record.made.get(name) == made[name] for name in machine):
@@ -102,7 +102,7 @@ class Rescoring:
         return math.ceil(ELSEWHERE * outcomes)
 
     def replay(self, predicted: Predictions) -> list[str]:
-        """Compare the record's outcomes, image by image, with its own draws repeated."""
+        """Return the problems found by repeating the record's own draws, image by image."""
         record = self.record
         problems = []
         for word, now, packed in (
@@ -132,7 +132,7 @@ class Rescoring:
         return [problem] if problem else []
 
     def _named(self, outcomes: str, whose: str, differs: Tensor) -> str:
-        """Say which images differ, or nothing where no more do than rounding explains."""
+        """Return which images differ; empty where no more differ than rounding explains."""
         count = int(differs.sum())
         if count <= self.allowed(differs.numel()):
             return ""
@@ -144,7 +144,7 @@ class Rescoring:
         )
 
     def again(self, draws: int) -> tuple[list[str], str]:
-        """Draw anew: the accuracies agree within sampling error. Return (problems, what was found)."""
+        """Score on new draws, which must agree within sampling error; return (problems, summary)."""
         record, labels = self.record, self.batch.labels
         draws = draws if self.target.randomised else 1
         predicted = self.predict(Role.VERIFY, draws)
@@ -163,7 +163,7 @@ class Rescoring:
 
 
 def disagreement(then: Tensor, then_draws: int, now: Tensor, now_draws: int) -> str:
-    """Say why two (N,) counts of right draws of the same images cannot both be luck; empty if they can.
+    """Return why two (N,) counts of right draws of the same images cannot both be luck; empty if they can.
 
     Given the images, only the draws are random: under one rate for each image the difference of the two
     means is about normal. Each image is looked at by Fisher's exact test too, so that a single image that

@@ -1,4 +1,4 @@
-"""The attacked batches of a record as they lie on disk, read apart from the code that wrote them."""
+"""Read the attacked batches of a record from disk, independently of the code that wrote them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ END = -1
 
 
 class MissingEvidence(Exception):
-    """Raised where the evidence is not there; nothing is said against the record."""
+    """Raised where the evidence does not exist, which says nothing against the record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredImages:
-    """All attacked images of a record, in the dataset's order, and what was seen while they were made."""
+    """All attacked images of a record, in the dataset's order, with the evidence of their making."""
 
     images: Tensor
     """(N, C, H, W) float32."""
     batches: tuple[Tensor, ...]
-    """Positions of each batch, int64. Scores are repeated in the same batches."""
+    """The int64 positions of each batch. Scores are repeated in the same batches."""
     forwards: Tensor
     backwards: Tensor
     dead_gradients: Tensor
@@ -47,15 +47,15 @@ class StoredImages:
     first_fooled: Tensor
     """(N,) int64 each; `first_fooled` is -1 where no query was fooled."""
     trace: dict[int, Tensor]
-    """By step: (draws, N) bool; `END` for the images that were returned."""
+    """For each step, (draws, N) bool; `END` is the step of the returned images."""
     changed: tuple[str, ...]
-    """What the batches say was changed of the victim."""
+    """The changes to the victim that the batches name."""
     process: tuple[str, ...]
-    """What they say was changed of the process."""
+    """The changes to the process that they name."""
 
 
 def generation_key(record: Record) -> str:
-    """Return the key of a record's attacked images, from what it says was run."""
+    """Return the key of a record's attacked images, from the run that it states."""
     return record.resolved.generation_key
 
 
@@ -101,7 +101,7 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
 
 
 def impossible(found: StoredImages, access: str) -> list[str]:
-    """Name what no view can have counted: evidence that was edited without care."""
+    """Return the counts that no view can have made, which show that the evidence was edited."""
     problems = []
     if bool((found.dead_gradients > found.backwards).any()):
         problems.append("the stored batches count more dead gradients than gradients")

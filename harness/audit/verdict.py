@@ -1,4 +1,4 @@
-"""The verdict of an audit, and its page for a reviewer. Needs no torch."""
+"""Reach the verdict of an audit, and write its page for a reviewer. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.storage.progress import duration
 from harness.types import ThreatModel
 
 BROKEN = 0.1
-"""A defense that keeps fewer images than these, or than chance, is broken."""
+"""The robust accuracy below which a defense is broken; one below chance is broken too."""
 
 
 def conclude(
     records: Sequence[Record], flags: Mapping[str, Mapping[str, str]], threat: ThreatModel
 ) -> tuple[Literal["broken", "weakened", "in doubt", "stands", "untested"], str]:
-    """The verdict in a word and in a sentence, from the records of one target at its threat model."""
+    """Return the verdict in a word and in a sentence, from the records of one target at its threat model."""
     inside = [r for r in records if r.cell.threat == threat and comparable(r, records[0])]
     seeing = [record for record in inside if record.access != "none"]
     if not seeing:
@@ -61,7 +61,7 @@ def conclude(
 
 
 def report(found: Audit, records: Mapping[str, Record]) -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     target, threat = found.target, found.threat
     lines = [
         f"# Audit of {target.label}",
@@ -119,7 +119,7 @@ def _table(found: Audit, records: Mapping[str, Record]) -> list[str]:
 
 
 def _fallen(found: Audit, records: Mapping[str, Record]) -> list[str]:
-    """Claims that do not hold: numbers with a flag, and what stands after the worst case."""
+    """Return the claims that do not hold: numbers with a flag, and the accuracy after the worst case."""
     lines: list[str] = []
     for tried in found.tried:
         for flag, reason in sorted(found.flags.get(tried.key, {}).items()):
@@ -136,7 +136,7 @@ def _fallen(found: Audit, records: Mapping[str, Record]) -> list[str]:
 
 
 def worst_of(found: Audit, records: Mapping[str, Record]) -> Worst | None:
-    """The worst case at the audited epsilon."""
+    """Return the worst case at the audited epsilon; None where there is no record."""
     inside = [
         records[tried.key]
         for tried in found.tried

@@ -1,4 +1,4 @@
-"""Independent verification: a record is rebuilt from what is stored, and compared field by field.
+"""Verify records independently: each is rebuilt from the stored files, and compared field by field.
 
 The stored attacked images are read back, checked and scored anew; the whole record is computed from them and
 from the evidence beside them, without the judge's code. What cannot be rebuilt is named in the finding.
@@ -29,12 +29,12 @@ from harness.targets.training import Interrupted
 from harness.types import Dataset, HarnessError
 
 _MOST = 12
-"""Reasons that one finding shows."""
+"""The most reasons that one finding shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What came of one record."""
+    """The result of verifying one record."""
 
     key: str
     title: str
@@ -42,7 +42,7 @@ class Finding:
     reasons: tuple[str, ...] = ()
     summary: str = ""
     trusted: tuple[str, ...] = ()
-    """What was taken on trust, `field: why` each: nothing on disk contradicts it."""
+    """The fields taken on trust, because nothing on disk can contradict them, each as `field: reason`."""
 
 
 class _Contradicted(Exception):
@@ -59,7 +59,7 @@ def verify(
     """Return a finding for each record named, or for all.
 
     Args:
-        draws: how many new draws each randomised defense is scored on.
+        draws: the number of new draws on which each randomised defense is scored.
 
     Raises:
         Interrupted: a signal came.
@@ -113,7 +113,7 @@ def _one(model_store: TargetSource, name: str, draws: int) -> Finding:
 def _checked(
     model_store: TargetSource, record: Record, name: str, draws: int
 ) -> tuple[list[str], str, tuple[str, ...]]:
-    """Check a record from end to end: (problems, what new draws found, what was taken on trust)."""
+    """Check a record from end to end; return (problems, summary of new draws, fields taken on trust)."""
     if problems := identity(record, name):
         raise _Contradicted(*problems)
     current = _planned(record, model_store)
@@ -174,7 +174,7 @@ def _checked(
 
 
 def identity(record: Record, name: str) -> list[str]:
-    """Say where a record's name, key, cell and what it says was run contradict each other."""
+    """Return the contradictions between a record's name, its key, its cell and the run that it states."""
     problems = []
     if record.key != name:
         problems.append(f"it is stored as {name} and says that it is {record.key}")
@@ -191,7 +191,7 @@ def identity(record: Record, name: str) -> list[str]:
 
 
 def shape(record: Record, images: int, draws: int) -> list[str]:
-    """Say where outcomes are not of so many images and draws, so that nothing can be counted."""
+    """Return the outcomes that are not of this number of images and draws, so that nothing can be counted."""
     problems = []
     if record.count != images:
         problems.append(f"count is {record.count}: its cell asks for {images} images")
@@ -214,11 +214,11 @@ def _as_stored(model_store: TargetSource, record: Record) -> Any:
     return json.loads(read_bytes(path))["value"]
 
 
-# --- what it rests on -----------------------------------------------------------------------------
+# --- the basis of the record ----------------------------------------------------------------------
 
 
 def _facts(resolved: Any) -> dict[str, Any]:
-    """Return what was run as plain data."""
+    """Return the run that a record states, as plain data."""
     facts: dict[str, Any] = msgspec.to_builtins(resolved)
     return facts
 
@@ -227,7 +227,7 @@ def _planned(record: Record, model_store: TargetSource) -> Plan:
     """Return the plan of the record's cell today.
 
     Raises:
-        MissingEvidence: the code or the data changed since.
+        MissingEvidence: the code or the data has changed since.
         HarnessError: the dataset is not the same, or the cell asks for something else.
     """
     current = plan(record.cell, model_store)
@@ -285,7 +285,7 @@ def _model(current: Plan, model_store: TargetSource) -> tuple[Defended, Dataset]
 
 
 def _source(current: Plan, model_store: TargetSource, target: Defended) -> Defended | None:
-    """Return the model on which the images were made, where its weights are there."""
+    """Return the model on which the images were made; None where its weights do not exist."""
     if current.source == current.cell.target:
         return target
     if not model_store.is_trained(current.source):
@@ -297,7 +297,7 @@ def _source(current: Plan, model_store: TargetSource, target: Defended) -> Defen
 
 
 def _threat(record: Record, attacked: Any, clean: Any, ids: Any, bounded: bool) -> list[str]:
-    """Name images that break the threat model without a word in the record, and the other way round."""
+    """Return the images that break the threat model though the record does not say so, and the reverse."""
     far, wild = leaving(attacked.numpy(), clean.numpy(), record.cell.threat)
     broken = set(ids.numpy()[far | wild if bounded else wild].tolist())
     named = set(record.invalid)

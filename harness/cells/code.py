@@ -1,4 +1,4 @@
-"""The code that a number depends on: whether a guest replaced a function of the harness, torch or Python.
+"""Find out whether a guest replaced a function of the harness, torch or Python, and put it back.
 
 A namespace (a module's or a class's names) is compared by the identity of its values, functions by their
 code and defaults as well, and the constants of the harness by their content.
@@ -65,7 +65,7 @@ class Namespace:
 
 
 _known: dict[str, list[Namespace]] = {}
-"""By module: what was read last, which is mostly what is there now."""
+"""The namespaces of each module as they were last read, which are mostly still the same."""
 
 
 def read() -> list[Namespace]:
@@ -86,7 +86,7 @@ def read() -> list[Namespace]:
 
 
 def restore(before: list[Namespace]) -> list[str]:
-    """Put back what was replaced; return the names of it.
+    """Put back everything that was replaced; return the names.
 
     A name ends with "(it cannot be put back)" where it could not be.
     """
@@ -110,7 +110,7 @@ def restore(before: list[Namespace]) -> list[str]:
 
 
 def _has_grown(space: Namespace) -> bool:
-    """Return whether all that differs are names that came up by themselves."""
+    """Return whether only names differ that Python or torch adds by itself."""
     live = vars(space.owner)
     return all(live.get(name) is value or name in _GROWING for name, value in space.values.items())
 
@@ -121,7 +121,7 @@ def _is_watched(name: str) -> bool:
 
 
 def _owners(name: str, module: ModuleType) -> Iterator[tuple[Any, str]]:
-    """A module and the classes that it defines."""
+    """Yield a module and the classes that it defines, each with its name."""
     yield module, name
     if name != "builtins":
         for key, value in list(vars(module).items()):
@@ -177,8 +177,11 @@ def _restore_names(space: Namespace) -> list[str]:
 
 
 def _matters(space: Namespace, name: str, value: Any) -> bool:
-    """Return whether a new name changes what existing code does: one that hides a builtin in a module, or a
-    method, a descriptor or an inherited name in a class. Caches and submodules come up by themselves."""
+    """Return whether a new name changes the behaviour of existing code.
+
+    It does where it hides a builtin in a module, or is a method, a descriptor or an inherited name in a
+    class. Caches and submodules appear by themselves.
+    """
     if isinstance(space.owner, ModuleType):
         return hasattr(builtins, name)
     if name in _GROWING:

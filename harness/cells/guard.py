@@ -1,9 +1,8 @@
-"""What stands around every call of a guest's code: it is seen what the call changed, and whatever it raises
-is one line of text.
+"""Guard every call of a guest's code: changes are found and undone, and any error becomes one line of text.
 
-A guest is code that the engine did not write: an attack, a defense, a model, a user's file. What it changes
-in the process is put back. What cannot be seen or put back from inside of a process is the business of a
-process of its own (`harness run --isolate`).
+A guest is code that the engine did not write: an attack, a defense, a model, a user's file. Its changes to
+the process are put back. Against changes that cannot be seen or put back from inside, a guest gets a process
+of its own (`harness run --isolate`).
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _NAMED = 5
 
 
 class GuestError(Exception):
-    """A guest's code raised something: its text is one clean line that says what."""
+    """Raised where a guest's code raised anything; the text is one clean line that names the error."""
 
 
 history: list[str] = []
-"""What guests changed in this process while they attacked or were judged, in order."""
+"""The changes that guests made to this process while they attacked or were judged, in order."""
 _LOST = "(it cannot be put back)"
 
 
 @contextlib.contextmanager
 def watched(*, noted: bool = True, keep: Collection[str] = ()) -> Iterator[list[str]]:
-    """Put the process back as it was after a guest's call, and name what was changed in the list.
+    """Restore the process after a guest's call, and name the changes in the list.
 
     Args:
-        noted: whether it goes into the history of the process, too.
-        keep: facets of the process that the guest may change.
+        noted: whether the changes also go into the history of the process.
+        keep: the facets of the process that the guest may change.
     """
     if noted:
         process.warm()
@@ -53,28 +52,30 @@ def watched(*, noted: bool = True, keep: Collection[str] = ()) -> Iterator[list[
 
 
 def is_dirty(since: int = 0) -> bool:
-    """Return whether guests changed the process after the first `since` entries of its history, or in a way
-    that cannot be put back at any time."""
+    """Return whether guests changed the process after the first `since` entries of its history.
+
+    A change that cannot be put back counts at any place in the history.
+    """
     return len(history) > since or any(name.endswith(_LOST) for name in history)
 
 
 def named(found: list[str]) -> str:
-    """Return what was changed as a phrase, shortened; empty where nothing was."""
+    """Return changes as a phrase, shortened; empty where there are none."""
     found = list(dict.fromkeys(found))
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more
 
 
 def call(work: Callable[[], T], passes: Callable[[BaseException], bool] = lambda error: False) -> T:
-    """Return what a guest's code returns.
+    """Call a guest's code and return its result.
 
     Args:
         passes: whether an error is the engine's own, raised through the guest's frames.
 
     Raises:
-        GuestError: it raised anything else: an exit, an interrupt that no signal asked for, an error of the
-            engine's that is not its to raise, something that cannot be printed.
-        HarnessError: a refusal, as the guest words it.
+        GuestError: the guest raised anything else: an exit, an interrupt without a signal, one of the
+            engine's own errors, an error that cannot be printed.
+        HarnessError: the guest refused, in its own words.
     """
     try:
         return work()
@@ -87,5 +88,5 @@ def call(work: Callable[[], T], passes: Callable[[BaseException], bool] = lambda
 
 
 def _from_keyboard() -> bool:
-    """Whether an interrupt may be the user's: nobody else takes note of the signal, as a run does."""
+    """Return whether an interrupt may be the user's: no handler of a run takes the signal."""
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""What one process has that a guest's code could leave changed, beside code: read, compared, put back.
+"""Read, compare and restore the state of a process, apart from code, that a guest could leave changed.
 
 Each facet is read in microseconds. A facet that still differs after it was put back is named as such: a
 process in that state can be trusted with nothing more.
@@ -38,7 +38,7 @@ _GLOBAL_HOOKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Facet:
-    """One thing that is read as a value that `==` compares, and put back from that value."""
+    """One part of the state: it is read as a value that `==` compares, and restored from that value."""
 
     read: Callable[[], Any]
     restore: Callable[[Any], object]
@@ -46,8 +46,11 @@ class Facet:
 
 @functools.cache
 def warm() -> None:
-    """Let torch do now what it does at the first step of an optimiser: imports that register kernels and set
-    the environment. Else the first guest that optimises anything would be taken for their author."""
+    """Make torch do the imports of an optimiser's first step now.
+
+    They register kernels and set environment variables, and would be blamed on the first guest that
+    optimises anything.
+    """
     torch = _torch()
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
@@ -61,7 +64,7 @@ def read() -> dict[str, Any]:
 
 
 def restore(before: Mapping[str, Any], keep: Collection[str] = ()) -> list[str]:
-    """Put back what differs from `before`, but for the facets in `keep`; return the names of it.
+    """Restore all facets that differ from `before`, except those in `keep`; return their names.
 
     A name ends with "(it cannot be put back)" where the facet differs even then.
     """
@@ -151,7 +154,7 @@ def _default_dtype(value: Any) -> None:
 
 
 def _modes() -> tuple[Any, ...]:
-    """Modes that stand between every call and its kernel; the default device is one of them."""
+    """Return torch's modes, which intercept every call of a kernel; the default device is one of them."""
     torch = _torch()
     return (
         torch._C._len_torch_function_stack(),
@@ -227,13 +230,13 @@ def _set_backends(value: dict[str, Any]) -> None:
 
 
 def _operators() -> tuple[str, ...]:
-    """Kernels that Python code registered over torch's own; those for shapes alone compute nothing."""
+    """Return the kernels that Python code registered over torch's own, but not those that infer shapes."""
     own = (name for name in sys.modules["torch.library"]._impls if name.startswith("aten"))
     return tuple(sorted(name for name in own if not name.endswith("Meta")))
 
 
 def _arithmetic() -> tuple[float, ...]:
-    """What denormal numbers and rounding do: a processor's flags, which few functions tell."""
+    """Return results that depend on the processor's flags for denormal numbers and rounding."""
     tiny, one, half = float("5e-324"), float("1"), float(2**-53)
     return tiny + 0.0, one + half, -one - half
 
@@ -358,7 +361,7 @@ def _set_interpreter(value: dict[str, Any]) -> None:
 
 
 def _threads() -> frozenset[int]:
-    """Python threads that somebody started; progress bars have one that only looks."""
+    """Return the Python threads that were started, without those of progress bars, which change nothing."""
     return frozenset(
         thread.ident or 0
         for thread in threading.enumerate()
@@ -384,7 +387,7 @@ def _set_filters(value: list[Any]) -> None:
 
 
 def _cannot(value: Any) -> None:
-    """There is no way back."""
+    """Do nothing, because this facet cannot be restored."""
 
 
 FACETS: Mapping[str, Facet] = {
@@ -414,6 +417,6 @@ FACETS: Mapping[str, Facet] = {
     "running threads": Facet(_threads, _cannot),
     "warning filters": Facet(_filters, _set_filters),
 }
-"""Everything that is compared, in the order in which it is put back."""
+"""All facets that are compared, in the order in which they are restored."""
 _SILENT = {"warning filters"}
-"""Put back without a word: importing a library changes them too."""
+"""The facets that are restored without a report, because importing a library changes them too."""

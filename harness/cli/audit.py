@@ -15,7 +15,11 @@ from harness.cli.options import DATA, ISOLATE, NUMBER, RESULTS, STRICT, target_o
 @click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Test images. Default: as the budget allows.")
 @click.option("--budget", default="10m", show_default=True, help="Time: 90s, 10m, 2h.")
-@click.option("--budget-scale", type=NUMBER, help="Of the adaptive suite. Default: as time allows.")
+@click.option(
+    "--budget-scale",
+    type=NUMBER,
+    help="Share of the adaptive suite's budget. Default: as time allows.",
+)
 @STRICT
 @ISOLATE
 @RESULTS

@@ -10,11 +10,12 @@ import click
 @click.command()
 @click.argument("plugin")
 def check(plugin: str) -> None:
-    """Check the promises of a plugin: a file, file.py:Class, or a registered attack or defense.
+    """Check the promises that an attack or a defense makes.
 
-    Checked are ball and box, determinism, batch independence, memory and purity; the declared
-    backward pass against finite differences, and declared randomness against the observed one.
-    The exit status is 1 where a check fails.
+    PLUGIN is a file, file.py:Class, or the name of a registered attack or defense. Checked are
+    ball and box, determinism, batch independence, memory and purity; the declared backward pass
+    against finite differences, and declared randomness against the observed one. The exit status
+    is 1 where a check fails.
 
     \b
     harness check my_attack.py

@@ -11,11 +11,13 @@ from harness.cli.options import RESULTS
 
 @click.command()
 @click.option("--what", multiple=True, help="Only these kinds, as `harness clean` names them.")
-@click.option("--yes", is_flag=True, help="Delete. Without --what: only what nobody misses.")
-@click.option("--cache", type=click.Path(path_type=Path), help="As the run had it.")
+@click.option("--yes", is_flag=True, help="Delete. Without --what: only files that nothing needs.")
+@click.option("--cache", type=click.Path(path_type=Path), help="The --cache of the run.")
 @RESULTS
 def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -> None:
-    """Show which files could be deleted and the cost of making them again; with --yes, delete them.
+    """List files that could be deleted; with --yes, delete them.
+
+    The list shows the cost of making them again.
 
     \b
     harness clean --what attacked --what states --yes

@@ -22,8 +22,12 @@ from harness.types import HarnessError, number
 @click.option("--epsilons", "epsilon_values", help="Such as 2/255,8/255,1.")
 @click.option("--equal-budget", is_flag=True, help="Steps against draws at equal passes.")
 @click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many test images.")
-@assignments("-A", "attack_options", "Attack's field.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="The number of test images, from the first. Default: all.",
+)
+@assignments("-A", "attack_options", "Parameter of the attack.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("."), help="Folder.")
 @STRICT
 @RESULTS

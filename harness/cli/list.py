@@ -9,7 +9,7 @@ from harness.types import HarnessError
 
 @click.command(name="list")
 @click.argument("kind", required=False)
-@click.option("--all", "everything", is_flag=True, help="With what the attack libraries ship.")
+@click.option("--all", "everything", is_flag=True, help="Include the attacks of attack libraries.")
 def list_plugins(kind: str | None, everything: bool) -> None:
     """List all attacks, defenses, models, datasets and estimators, one line each.
 

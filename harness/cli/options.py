@@ -88,7 +88,7 @@ RESULTS = click.option(
     type=click.Path(path_type=Path),
     default=Path("results/runs"),
     show_default=True,
-    help="Folder of records, and of all else unless --cache says otherwise.",
+    help="Folder of records and, without --cache, of weights.",
 )
 DATA = click.option(
     "--data-dir",
@@ -110,7 +110,7 @@ ISOLATE = click.option(
 CELL_LIMIT = click.option(
     "--cell-limit",
     type=NUMBER,
-    help="Seconds that an isolated cell may take, for guests that hang.",
+    help="Seconds after which an isolated cell is ended, in case a guest hangs.",
 )
 STRICT = click.option(
     "--strict", is_flag=True, help="Exit status 3 where a number is flagged (except scaled-down)."
@@ -121,15 +121,15 @@ PRECISION = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
-    help="Of the classifier in training and for gradients; judged in float32. auto: bfloat16 on a GPU.",
+    help="Of training and gradients; judged in float32. Default: auto, which is bfloat16 on a GPU.",
 )
 
 
 WEIGHTS = click.option(
-    "--weights", help="Of your own model, instead of training: FILE, or `pretrained`."
+    "--weights", help="Weights of your own model, which is not trained: FILE or `pretrained`."
 )
 NORMALISATION = click.option(
-    "--normalisation", help="Of your own model: inside (default), imagenet, cifar10, MEAN/STD."
+    "--normalisation", help="For your own model: inside (default), imagenet, cifar10, MEAN/STD."
 )
 
 
@@ -150,10 +150,13 @@ def scale_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--address", help="Ray's cluster: auto, HOST:PORT. Default: this machine."),
         click.option(
-            "--gpus-per-cell", type=NUMBER, help="Of a Ray task: 1, 1/4. Default: 1 on cuda."
+            "--gpus-per-cell",
+            type=NUMBER,
+            help="GPUs of each Ray task: 1, 1/4. Default: 1 on cuda.",
         ),
         click.option(
-            "--store", help="Meet on an object store: s3://bucket/prefix, file:///folder."
+            "--store",
+            help="Share work through an object store: s3://bucket/prefix, file:///folder.",
         ),
         click.option(
             "--log", type=click.Path(path_type=Path), help="Append JSON lines to this file."

@@ -32,7 +32,7 @@ def reproduce(
     results: Path | None,
     **words: Any,
 ) -> None:
-    """Run the cells that a table or figure of the paper still needs, and draw it.
+    """Run and draw tables and figures of the paper.
 
     NAMES are table1 to table7, figure1, figure2, figure4 to figure6, beyond, refuted, `all`, or
     TOML files of your own. Cells that are stored already are not run again.

@@ -62,17 +62,21 @@ if TYPE_CHECKING:
 @click.option("--eot", type=click.IntRange(1), help="Draws averaged for the gradient of a step.")
 @click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many test images.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="The number of test images, from the first. Default: all.",
+)
 @click.option("--max-queries", type=click.IntRange(1), help="The most forwards for an image.")
 @click.option("--budget-scale", type=NUMBER, help="Share of the adaptive suite's budget: 0.1.")
 @STRICT
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @DEVICE
 @PRECISION
-@assignments("-A", "attack_options", "Attack's field.")
-@assignments("-D", "defense_options", "Defense's field.")
-@assignments("-M", "model_options", "Model's field.")
-@assignments("-T", "training_options", "Training's field.")
+@assignments("-A", "attack_options", "Parameter of the attack.")
+@assignments("-D", "defense_options", "Parameter of the defense.")
+@assignments("-M", "model_options", "Parameter of the model.")
+@assignments("-T", "training_options", "Parameter of the training.")
 @CACHE
 @QUIET
 @ISOLATE

@@ -10,10 +10,12 @@ from harness.cli.options import RESULTS
 
 
 @click.command()
-@click.option("--cache", type=click.Path(path_type=Path), help="As the run had it.")
+@click.option("--cache", type=click.Path(path_type=Path), help="The --cache of the run.")
 @RESULTS
 def status(results: Path, cache: Path | None) -> None:
-    """Show how far runs are: cells done, running, failed with the reason, or left, and an estimate.
+    """Show how far runs are, with an estimate of the time left.
+
+    Each cell is done, running, failed (with the reason) or left.
 
     \b
     harness status --results results/runs

@@ -17,22 +17,22 @@ from harness.types import Batch, ThreatModel
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What the judge found for N images under K scoring draws."""
+    """The judge's results for N images under K scoring draws."""
 
     ids: Tensor
     labels: Tensor
     clean: Tensor
     """(K, N) predictions on the original images: the epsilon = 0 control."""
     adversarial: Tensor
-    """(K, N) predictions on the attacked images, on the same draws; the control's outside the ball."""
+    """(K, N) predictions on the attacked images, on the same draws; outside the ball, the control's."""
     returned: Tensor
-    """(K, N) predictions on the images as returned, however far away; the control's where unusable."""
+    """(K, N) predictions on the images as returned, however far away; where unusable, the control's."""
     linf: Tensor
     l2: Tensor
     invalid: Tensor
     """(N,) int8: 0 valid; otherwise a bit set of NOT_FINITE, OUTSIDE_BOX, OUTSIDE_BALL."""
     looks: Tensor
-    """(N,) int8: what became of asking again, a bit set of the names in `LOOKS`; 0 where not asked."""
+    """(N,) int8: the outcome of repeated queries, a bit set of the names in `LOOKS`; 0 where not repeated."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,14 +48,17 @@ LOOKS = {
     "replayed": 16,
     "attack": 32,
 }
-"""Bits of `Judgement.looks`: asked again; other logits alone than among the whole batch, after other calls,
-and with gradients; an attack's question asked again, and answered otherwise than the attack was."""
+"""Bits of `Judgement.looks`: the query was repeated; its logits differ alone, after other calls, and with
+gradients; a query of the attack was repeated, and its answer differs."""
 DIFFERENT = 0.1
-"""Of the range of an image's logits: a change beyond it is no rounding, in half precision neither."""
+"""The share of the range of an image's logits that rounding may change, even in half precision."""
 
 
 def check_images(perturbed: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
-    """(N,) int8: why an image breaks the threat model, 0 where it does not. Nothing is repaired."""
+    """Return (N,) int8 reasons why images break the threat model, 0 where they do not.
+
+    A reason is a bit set of NOT_FINITE, OUTSIDE_BOX and OUTSIDE_BALL. No image is repaired.
+    """
     finite = torch.isfinite(perturbed).flatten(1).all(dim=1)
     known = torch.where(finite.reshape(-1, 1, 1, 1), perturbed, images)
     box = ((known < 0) | (known > 1)).flatten(1).any(dim=1)
@@ -74,7 +77,7 @@ def predictions(
     role: Role = Role.SCORE,
     on_pass: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """(K, N) int64 predicted classes under `draws` fresh draws of the defense's randomness."""
+    """Return (K, N) int64 predicted classes under `draws` fresh draws of the defense's randomness."""
     place = Draws(seed, ids, role)
     asked = [(images, place.at(draw=draw)) for draw in range(draws)]
     return _predicted(answers(defended, asked, on_pass), ids)
@@ -85,7 +88,7 @@ def answers(
     asked: Iterable[tuple[Tensor, Draws]],
     on_pass: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Return the (n, classes) logits to each question: all are asked in the same way."""
+    """Return the (n, classes) logits for each query; all queries are made in the same way."""
     found = []
     for images, draws in asked:
         with torch.no_grad():
@@ -113,19 +116,19 @@ def judge(
     again: int = 0,
     replayed: Sequence[Question] = (),
 ) -> Judgement:
-    """Check and score attacked images. Control and attack are scored on the same draws, so that an
-    image's two outcomes differ by the perturbation alone.
+    """Check and score attacked images, and return the judgement.
 
-    An image that is not finite, leaves the box, or leaves the ball (of a bounded attack) counts as not
-    attacked. For an unbounded attack an image outside the ball counts as not attacked too, but is no
-    violation: accuracy is always accuracy at epsilon.
+    Control and attack are scored on the same draws, so that an image's two outcomes differ by the
+    perturbation alone. An image that is not finite, leaves the box, or leaves the ball counts as not
+    attacked. For an unbounded attack, leaving the ball is no violation, but still counts as not attacked:
+    accuracy is always accuracy at epsilon.
 
     Args:
-        perturbed: (N, C, H, W) float32 as it is stored.
-        clean: (K, N) the control's predictions where they are known already.
-        again: how many of the images are asked about again: alone, after other calls, with gradients. A
+        perturbed: (N, C, H, W) float32, as stored.
+        clean: (K, N) predictions on the original images, where they are known already.
+        again: the number of images whose queries are repeated: alone, after other calls, with gradients. A
             defense is a function of images and draws, so that the answers must be alike.
-        replayed: what an attack asked this very model, to be asked again among the judge's own questions.
+        replayed: queries of an attack to this same model, which are repeated among the judge's own queries.
     """
     invalid = check_images(perturbed, batch.images, threat)
     usable = (invalid & (NOT_FINITE | OUTSIDE_BOX)) == 0
@@ -170,8 +173,11 @@ def judge(
 def _second_looks(
     scored: Tensor, batch: Batch, seed: int, count: int
 ) -> list[tuple[Tensor, Draws]]:
-    """Return the questions about the first images: alone; then under draws that nobody has met, before
-    and after the original images are seen under the same draws."""
+    """Return repeated queries of the first images.
+
+    They are alone in the batch; then under draws that were never used, before and after a query of the
+    original images under the same draws.
+    """
     few = slice(0, count)
     images, originals = scored[few], batch.images[few]
     if not len(images):
@@ -202,7 +208,7 @@ def _compared(first: Tensor, found: list[Tensor]) -> Tensor:
 
 
 def _mark(looks: Tensor, ids: Tensor, question: Question, answer: Tensor) -> None:
-    """Add to `looks` how an attack's question was answered this time."""
+    """Add to `looks` whether an attack's repeated query was answered as before."""
     known, other = LOOKS["replayed"], LOOKS["attack"]
     changed = different(question.logits, answer)
     for number, differs in zip(question.draws.ids.tolist(), changed.tolist(), strict=True):

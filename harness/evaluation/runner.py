@@ -1,4 +1,4 @@
-"""Missing cells -> records. Plugins are seen only through the registries."""
+"""Turn missing cells into records. Plugins are reached only through the registries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Decides in which processes the work of a run is done."""
+    """A way to divide the work of a run among processes."""
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
         """Return what became of each cell, by its key.
@@ -39,7 +39,7 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Does all the work in this process."""
+    """An executor that does all the work in this process."""
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
         """Return what became of each cell, by its key."""
@@ -47,7 +47,7 @@ class InProcess:
 
 
 class Elsewhere(Protocol):
-    """Processes of their own, in which no guest's code has run, for one cell each."""
+    """A way to run single cells in fresh processes, in which no guest's code has run."""
 
     def run(self, cell: Cell, *, batch_size: int, stop: Stop) -> int:
         """Run a cell in a fresh process until it ends; return its exit status, negative for a signal.
@@ -59,23 +59,23 @@ class Elsewhere(Protocol):
 
 
 class Dirty(Exception):
-    """A guest changed this process: nothing more is trained or judged in it."""
+    """Raised where a guest changed this process, so that nothing more may be trained or judged in it."""
 
 
 DIRTY = 75
 """The exit status of a process that stopped because it is dirty."""
 _TRIES = 4
-"""Fresh processes for one cell: one attacks, the next one judges."""
+"""The most fresh processes for one cell: one attacks, the next one judges."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A cell with all that follows from it."""
+    """A cell with its plugins and keys."""
 
     cell: Cell
     attack: Attack
     source: Target
-    """Where the images are made: the target itself, or the source of a transfer attack."""
+    """The model on which the images are made: the target itself, or the source of a transfer attack."""
     resolved: Resolved
     key: str
     generation_key: str
@@ -83,7 +83,7 @@ class Plan:
 
 
 def plan(cell: Cell, model_store: TargetSource) -> Plan:
-    """Keys and plugins of a cell; trains nothing.
+    """Return the plugins and keys of a cell; nothing is trained.
 
     Raises:
         HarnessError: a plugin or parameter that does not exist, or an attack that cannot serve.
@@ -115,7 +115,7 @@ def plan(cell: Cell, model_store: TargetSource) -> Plan:
 
 
 def source_of(target: Target, source: Source | None) -> Target:
-    """Where the images of an attack are made: the target itself where it names no other source."""
+    """Return the model on which an attack makes its images: the target itself unless it names a source."""
     if source is None:
         return target
     training = target.training
@@ -132,7 +132,7 @@ def source_of(target: Target, source: Source | None) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What an attack's `check` may ask of a victim, before there is one."""
+    """The facts about a victim that an attack's `check` may ask for before there is a victim."""
 
     classes: int
     randomised: bool
@@ -142,26 +142,26 @@ class _Facts:
 
 @dataclasses.dataclass(kw_only=True)
 class Runner:
-    """Runs cells in this process, beside any number of others on the same store.
+    """The runner of cells in this process, beside any number of others on the same store.
 
-    Each training, batch and cell is leased before it is worked on; what another run holds is left
-    to it, and looked at again when all else is done.
+    Each training, batch and cell is leased before it is worked on. Work that another run holds is left to
+    it, and looked at again when all else is done.
     """
 
     model_store: TargetSource
     batch_size: int = 128
     executor: Executor = dataclasses.field(default_factory=InProcess)
     elsewhere: Elsewhere | None = None
-    """Where cells run once this process is dirty; without it they run here, put back as it was."""
+    """Runs cells once this process is dirty; without it they run here, in the restored process."""
     isolate: bool = False
     """Run every cell elsewhere."""
     alone: bool = False
-    """Whether this process is one of `elsewhere`: it stops when it is dirty."""
+    """True where this process is one of `elsewhere`, so that it stops when it is dirty."""
     announces: bool = True
-    """Whether this is the run itself, and not a helper of it."""
+    """True for the run itself, and False for its helpers."""
     _leases: Leases | None = None
     _clean: int = dataclasses.field(default_factory=lambda: len(guard.history))
-    """How much had happened to the process when the runner was made."""
+    """The length of the guard's history when the runner was made."""
 
     @property
     def store(self) -> store.Store:
@@ -174,11 +174,11 @@ class Runner:
         return self._leases
 
     def run(self, cells: Sequence[Cell]) -> list[Record | Failure]:
-        """A record or a failure for each cell, in their order. What is stored already is not run again.
+        """Return a record or a failure for each cell, in order. Cells that are stored are not run again.
 
         Raises:
-            Interrupted: a signal came; what is done is kept.
-            StoreError: the results folder cannot be read or written; what is done is kept.
+            Interrupted: a signal came; finished work is kept.
+            StoreError: the results folder cannot be read or written; finished work is kept.
         """
         plans = [plan(cell, self.model_store) for cell in cells]
         if self.announces:
@@ -203,7 +203,7 @@ class Runner:
         ]
 
     def work(self, plans: Sequence[Plan]) -> dict[str, Record | Failure]:
-        """Return what became of each cell, by its key, doing in this process what no other does.
+        """Do in this process the work that no other does, and return each cell's record or failure by key.
 
         Raises:
             Interrupted: a signal came. StoreError: no cell can go on. What is done is kept.
@@ -225,14 +225,14 @@ class Runner:
         return results
 
     def _warn(self, cells: Sequence[Cell]) -> None:
-        """Say once of each ball that it holds every image."""
+        """Warn, once for each ball, that it holds every image."""
         balls = {cell.target.dataset: cell.threat for cell in cells}
         for dataset, threat in balls.items():
             if line := threat.doubt(self.model_store.dataset(dataset, "test").shape):
                 self.model_store.reporter.say(line)
 
     def _announce(self, plans: Sequence[Plan]) -> None:
-        """What is set out to do, for `harness status`."""
+        """Store the plan of the run, for `harness status`."""
         cells = []
         for each in plans:
             target = each.cell.target
@@ -269,7 +269,7 @@ class Runner:
         return guard.is_dirty(self._clean)
 
     def _sent(self, current: Plan, elsewhere: Elsewhere) -> Record | Failure:
-        """What became of a cell in a fresh process."""
+        """Run a cell in fresh processes, and return its record or failure."""
         status = DIRTY
         for _ in range(_TRIES):
             found = self.guarded(
@@ -291,7 +291,7 @@ class Runner:
         return self.fail(current, f"its process ended with {end} and left no record", "failed")
 
     def guarded(self, current: Plan, work: Callable[[], T]) -> T | Failure:
-        """What `work` returns, or why there is no number: the failure of a cell is that cell's alone.
+        """Return the result of `work`, or a failure: an error in one cell does not affect the others.
 
         Raises:
             Interrupted: a signal came. Busy: another run is at it. StoreError: no cell can go on.
@@ -315,7 +315,7 @@ class Runner:
             return self.fail(current, describe(error), "failed")
 
     def fail(self, current: Plan, reason: str, kind: str) -> Failure:
-        """Keep why a cell has no number."""
+        """Store and return the reason why a cell has no number."""
         failure = Failure(key=current.key, cell=current.cell, reason=reason, kind=kind)
         self.store.write_json("failures", current.key, failure)
         log.event("failure", f"{kind}: {reason}")
@@ -332,10 +332,10 @@ class Runner:
         return record
 
     def check(self, current: Plan) -> None:
-        """Find out now rather than after the training that the attack cannot serve.
+        """Check that the attack can be run, before anything is trained.
 
         Raises:
-            HarnessError: why not.
+            HarnessError: it cannot.
         """
         test = self.model_store.dataset(current.cell.target.dataset, "test")
         defense = self.model_store.defense(current.source)
@@ -349,7 +349,7 @@ class Runner:
             guard.call(lambda: current.attack.check(cast(Victim, facts), current.cell.threat))
 
     def attack(self, current: Plan, leases: Leases | None = None) -> list[Shard]:
-        """All attacked batches of a cell: stored ones are read, the others made.
+        """Return all attacked batches of a cell: stored ones are read, the others made.
 
         Args:
             leases: other leases than the store's own, to make some of the batches alone.

@@ -1,4 +1,4 @@
-"""From predictions to a record."""
+"""Summarise predictions in a record."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from harness.types import Attack, Dataset, Defense
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored(Judgement):
-    """The judge's findings for all images of a cell."""
+    """The judge's results for all images of a cell."""
 
     seconds: float
     changed: str = ""
-    """What of the model changed while it was judged."""
+    """The changes to the model while it was judged; empty where there are none."""
     process: str = ""
 
 
 def accuracy(predicted: Tensor, labels: Tensor, classes: int) -> Accuracy:
-    """The four ways to count (K, N) predictions."""
+    """Return the accuracy of (K, N) predictions, counted in four ways, for labels (N,)."""
     count = len(labels)
     if count == 0:
         return Accuracy(one_draw=0.0, mean=0.0, vote=0.0, all_draws=0.0, count=0)
@@ -47,7 +47,7 @@ def accuracy(predicted: Tensor, labels: Tensor, classes: int) -> Accuracy:
 
 
 def votes(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(N,) bool: of the (K, N) predictions the true label is met more often than any other."""
+    """Return (N,) bool: whether the true label is the single most frequent of the (K, N) predictions."""
     counts = nn.functional.one_hot(predicted, classes).sum(dim=0)
     own = counts.gather(1, labels[:, None])[:, 0]
     others = counts.scatter(1, labels[:, None], -1).amax(dim=1)
@@ -55,7 +55,7 @@ def votes(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def images_digest(shards: list[Shard]) -> str:
-    """Of the attacked images as they are stored, in the dataset's order, however they were batched."""
+    """Return the SHA-256 of the stored attacked images, in the dataset's order, however they were batched."""
     if not shards:
         return hashlib.sha256().hexdigest()
     order = torch.cat([shard.positions for shard in shards]).argsort()
@@ -64,7 +64,7 @@ def images_digest(shards: list[Shard]) -> str:
 
 
 def _trace(shards: list[Shard], last_step: int) -> tuple[TracePoint, ...]:
-    """Accuracy by step, and how each step compares with the end, image by image."""
+    """Return the accuracy by step, and the comparison of each step with the end, image by image."""
     steps = sorted({step for shard in shards for step in shard.trace if step > 0})
     if not steps:
         return ()
@@ -98,7 +98,7 @@ def record(
     scored: Scored,
     device: torch.device,
 ) -> Record:
-    """All that a cell's table, audit and report will ask for."""
+    """Return the record of a cell, with everything that tables, audits and reports need."""
     labels, classes = scored.labels, len(test.classes)
     defense: Defense = build(cell.target.defense, defenses)
     forwards = _join(shards, "forwards").double()

@@ -1,4 +1,4 @@
-"""Guests in training: the code of a defense, a model and an inner attack, at every step."""
+"""Guard a training against the code of guests: a defense, a model and an inner attack, at every step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from harness.types import Batch, HarnessError
 
 @contextlib.contextmanager
 def pure(what: str) -> Iterator[None]:
-    """Put the process back as it was after a training.
+    """Restore the process after a training.
+
+    Random states are restored without an error, because dropout draws from them.
 
     Raises:
-        HarnessError: defense, model or inner attack changed it. Random states alone are put back without a
-            word: dropout draws from them.
+        HarnessError: defense, model or inner attack changed anything else of the process.
     """
     process.warm()
     with guard.watched(noted=False) as found:
@@ -35,7 +36,7 @@ def pure(what: str) -> Iterator[None]:
 
 
 def guarded(loss: training.Loss, stop: training.Stop) -> training.Loss:
-    """Return a loss that raises nothing but one clean line, a refusal, or that memory ran out."""
+    """Return a loss that raises only a GuestError, a refusal, a stop of the run, or exhausted memory."""
 
     def passes(error: BaseException) -> bool:
         return stop.meant(error) or memory.ran_out(error)

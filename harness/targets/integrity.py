@@ -1,4 +1,4 @@
-"""Whether a defended model, and the images that it is judged on, are still what they were."""
+"""Detect and undo changes to a defended model, and to the images that it is judged on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
 class ModelState:
-    """A defended model as it was: weights, buffers, modes, hooks, methods, and which parts it is made of."""
+    """The state of a defended model: weights, buffers, modes, hooks, methods and submodules."""
 
     def __init__(self, defended: Defended) -> None:
         self._defended = defended
@@ -41,7 +41,7 @@ class ModelState:
 
 
 class _Part:
-    """One module of a model."""
+    """The state of one module of a model."""
 
     def __init__(self, module: nn.Module) -> None:
         self.kind = type(module)
@@ -78,7 +78,7 @@ class _Part:
         return found
 
     def _names(self, live: dict[str, Any]) -> list[str]:
-        """Compare what may stand in for code or be a setting; what a forward keeps is its own affair."""
+        """Restore attributes that may replace code or be settings; those that a forward keeps may change."""
         found = []
         for name in [*live, *(name for name in self.names if name not in live)]:
             before, now = self.names.get(name), live.get(name)
@@ -145,7 +145,7 @@ def _ids(values: Mapping[str, Any]) -> list[tuple[Any, int]]:
 
 
 def _equal(now: Tensor, before: Tensor) -> bool:
-    """Whether two tensors hold the same bits, but for the payload of a NaN."""
+    """Return whether two tensors hold the same values, where all NaN count as equal."""
     if now.dtype != before.dtype or now.shape != before.shape or now.device != before.device:
         return False
     if torch.equal(now, before):

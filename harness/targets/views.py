@@ -85,7 +85,7 @@ class View:
         probed: int = dead_pixels.IMAGES,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
-        """Serve a batch, of which the first `probed` images are asked for dead pixels."""
+        """Serve a batch, of which the first `probed` images are tested for dead pixels."""
         self._defended = defended
         self._searched = defended.quick(batch.images.device)
         self._batch = batch
