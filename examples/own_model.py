@@ -1,4 +1,4 @@
-"""A model of one's own, from training it anywhere to a number with its doubts.
+"""A model of your own: train it anywhere, then measure its robust accuracy with intervals and flags.
 
     python examples/own_model.py
     harness run --model examples/own_model.py:build --weights own.safetensors \

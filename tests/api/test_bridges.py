@@ -1,4 +1,4 @@
-"""Bridges: our defenses in the scripts of others, our attacks in the loops of others."""
+"""Bridges: defenses of the harness in other libraries, and its attacks in a user's own loop."""
 
 from __future__ import annotations
 

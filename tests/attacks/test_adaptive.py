@@ -1,4 +1,4 @@
-"""The ME-Net paper's two attacks against itself."""
+"""The two adaptive attacks of the ME-Net paper."""
 
 from __future__ import annotations
 

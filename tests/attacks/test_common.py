@@ -1,4 +1,4 @@
-"""What every native attack keeps to."""
+"""Rules that every native attack keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the three bridges share: the guarded model, random state, checks of images, parameters, listing."""
+"""Code that the bridges share: the guarded model, random state, checks of images, parameters, listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one inner loop, through the attacks that are nothing else."""
+"""The inner loop of native attacks, tested through the attacks that add nothing to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the flags, each on the edge: what is beyond doubt is flagged, what is noise is not."""
+"""The rules of the flags at their limits: differences beyond doubt are flagged, noise is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the binarisation test says of its own result."""
+"""The binarisation test and its verdict on itself: passed, vacuous or untested."""
 
 from __future__ import annotations
 

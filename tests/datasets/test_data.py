@@ -1,4 +1,4 @@
-"""What every dataset goes through, whichever it is."""
+"""Checks that every dataset passes."""
 
 from __future__ import annotations
 

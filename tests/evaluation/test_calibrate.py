@@ -1,4 +1,4 @@
-"""What a run is estimated to cost: passes times the seconds of one."""
+"""Estimates of what a run costs: passes times the seconds of one pass."""
 
 from __future__ import annotations
 

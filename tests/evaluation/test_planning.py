@@ -1,4 +1,4 @@
-"""What is asked for, and the cells that it means: the same from the command line and from Python."""
+"""Planning: the command line and Python turn the same options into the same cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a suite expands to, and the worst case of what it found."""
+"""Expansion of suites into attacks, and the worst case over their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes on one store: the same bytes as one, whoever dies."""
+"""Several processes on one store give the same bytes as one process, even if some are killed."""
 
 from __future__ import annotations
 

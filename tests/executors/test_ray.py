@@ -1,4 +1,4 @@
-"""The matrix on Ray: the bytes of a local run, whoever dies."""
+"""Runs on Ray give the bytes of a local run, even if workers are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two looks at one image may differ is decided in one property of the defense."""
+"""One property of a defense decides if two calls on one image may differ."""
 
 from __future__ import annotations
 

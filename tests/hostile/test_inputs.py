@@ -1,4 +1,4 @@
-"""Input that is wrong and could pass: too large balls, ranges that nobody trained on, names of nothing."""
+"""Input that is wrong and could pass: too large balls, ranges that no model was trained on, unknown names."""
 
 from __future__ import annotations
 

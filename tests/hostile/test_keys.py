@@ -1,4 +1,4 @@
-"""What changes a number changes the key: helpers of a plugin, what lies inside an attack, compiled code."""
+"""Everything that changes a number changes the key: a plugin's helpers, inner attacks, compiled code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and reasons that are markup: a table shows them as they stand."""
+"""Names and reasons that contain markup are shown literally in tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A results folder that was damaged, or is none: what is whole is shown, what is foreign is let alone."""
+"""Damaged and foreign results folders: whole records are shown, foreign files are left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is stopped, overtaken by another, and woken: it takes what is there and says little."""
+"""A run that is stopped, overtaken by another run, and continued: it uses the results that exist."""
 
 from __future__ import annotations
 

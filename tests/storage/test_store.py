@@ -1,4 +1,4 @@
-"""What is read is what was written, or it is named as damaged."""
+"""Files of the store read back as they were written, or are reported as damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registered model that takes weights of the user: one, found by its hooks."""
+"""Exactly one registered model takes the user's weights, and it is found by its hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lanes against torch: same answers, any company, and what happens without a compiler."""
+"""The lanes against torch: the same results in any batch, and the fallback without a compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft-Impute: the paper's iteration, and the same optimum by the certified road."""
+"""Soft-Impute: the paper's iteration, and the same optimum by the certified solver."""
 
 from __future__ import annotations
 

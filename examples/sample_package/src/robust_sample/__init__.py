@@ -1,4 +1,4 @@
-"""An attack, a defense, a model and a dataset of one's own."""
+"""An attack, a defense, a model and a dataset of your own."""
 
 from __future__ import annotations
 
