@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def rebuild(
     stored: StoredImages,
     predicted: Predictions,
     *,
+    looks: Mapping[str, int],
     randomised: bool,
     slack: int = 0,
 ) -> Record:
@@ -43,6 +44,7 @@ def rebuild(
     Args:
         batch: all images of `test`.
         predicted: under the record's own draws.
+        looks: what came of asking the defense again.
         randomised: whether two looks at one image by the target may differ.
         slack: how many outcomes another machine may have rounded differently. What the record states
             within it, or within the rounding of a sum of squares, stands.
@@ -56,7 +58,7 @@ def rebuild(
         cell=record.cell,
         resolved=record.resolved,
         made=record.made,
-        looks=record.looks,
+        looks=looks,
         notes=_notes(record, current),
         classes=len(test.classes),
         count=len(test),

@@ -25,7 +25,7 @@ from harness.storage.store import Store
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 
-TRUSTED = {"made", "looks", "cell.target.training.paper_epochs", "cell.draws"}
+TRUSTED = {"made", "cell.target.training.paper_epochs", "cell.draws"}
 """All that `verify` may believe of these records; `cell.draws` of the deterministic one alone."""
 
 KINDS = {
