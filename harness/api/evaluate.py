@@ -282,6 +282,7 @@ def _gather(
         raise HarnessError("; ".join(f"{each.cell.attack}: {each.reason}" for each in failures))
     found = flags.across(records)
     flagged = tuple(dataclasses.replace(each, flags=found[each.key]) for each in records)
+    inside = [each for each in flagged if flags.OUTSIDE not in each.flags]
     images = {}
     for record in flagged:
         folder = runner.store.progress_folder(record.resolved.generation_key)
@@ -290,7 +291,7 @@ def _gather(
     return Evaluation(
         records=flagged,
         failures=tuple(failures),
-        worst=worst_case.worst_case(flagged),
+        worst=worst_case.worst_case(inside or flagged),
         timings={key: timing for key, timing in timings.items() if timing is not None},
         originals=test.batch(slice(None)).images,
         labels=test.labels,

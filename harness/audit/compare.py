@@ -17,6 +17,7 @@ TRUSTED: dict[str, str] = {
 """By field: what every finding takes on trust. No other file tells it."""
 
 STORED = (
+    "stored batches: that the attack made these images, and found no worse ones",
     "stored batches: passes, dead gradients and queries that fooled, as the view counted them, and what "
     "the attack was answered last",
     "stored batches: the trace before its end, whose images are not kept",
@@ -105,7 +106,7 @@ def on_trust(
         found.append(f"{words}: the attack's code has changed since")
     if not same_looks:
         found.append("looks: the defense answers otherwise each time that it is asked, or rounds so")
-    found += STORED if record.trace else (STORED[0], STORED[2])
+    found += STORED if record.trace else (*STORED[:2], STORED[3])
     if record.trace and not source:
         found.append(
             "stored batches: the end of the trace, on a source whose weights are not there"

@@ -114,7 +114,8 @@ class Record:
     alone (as Tramer et al. 2020 do); None in records that did not count it."""
     trace: tuple[TracePoint, ...] = ()
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The median and the largest L-infinity and L2 distances."""
+    """The largest L-infinity distance, and medians over the images that are wrong, as returned, in any
+    draw."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The mean forwards and backwards of an image, and the shares of backwards and of probed pixels that
     had no gradient."""
