@@ -88,11 +88,13 @@ def evaluate(
     Raises:
         HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise HarnessError(f"batch_size is {batch_size!r}: it must be an integer of at least 1")
     chosen = devices.choose(device)
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     asked = planning.TargetOptions(dataset=dataset or IN_MEMORY, epsilon=epsilon, norm=norm)
     attacks = planning.AttackOptions(
-        attacks=[attack] if isinstance(attack, str | Attack) else attack,
+        attacks=[attack] if isinstance(attack, str | Attack) else attack or [],
         steps=steps,
         eot=eot,
         draws=draws,

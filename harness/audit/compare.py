@@ -105,7 +105,9 @@ def on_trust(
         words = ", ".join(("access", "adaptive", "bounded", "transferred"))
         found.append(f"{words}: the attack's code has changed since")
     if not same_looks:
-        found.append("looks: the defense answers otherwise each time that it is asked, or rounds so")
+        found.append(
+            "looks: the defense answers otherwise each time that it is asked, or rounds so"
+        )
     found += STORED if record.trace else (*STORED[:2], STORED[3])
     if record.trace and not source:
         found.append(

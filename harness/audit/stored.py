@@ -134,7 +134,9 @@ def impossible(found: StoredImages, access: str) -> list[str]:
         problems.append("the stored batches hold negative counts")
     first = next((each for each in found.batches if int(each[0]) == 0), None)
     if first is not None and bool((found.forwards[first] > 0).any()) != bool(found.asked):
-        problems.append("the stored batches count queries and hold no question, or the other way round")
+        problems.append(
+            "the stored batches count queries and hold no question, or the other way round"
+        )
     if access != "gradients" and bool((found.backwards > 0).any()):
         problems.append(f"the stored batches count gradients under access to {access}")
     return problems
