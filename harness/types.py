@@ -69,6 +69,10 @@ class ThreatModel:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
+            raise HarnessError(
+                f"epsilon is {self.epsilon!r}: it must be a number, in pixel values of [0, 1] (8 / 255)"
+            )
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise HarnessError(
                 f"epsilon is {self.epsilon}: it must be a finite number that is not negative, "

@@ -88,11 +88,13 @@ def evaluate(
     Raises:
         HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise HarnessError(f"batch_size is {batch_size!r}: it must be an integer of at least 1")
     chosen = devices.choose(device)
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     asked = planning.TargetOptions(dataset=dataset or IN_MEMORY, epsilon=epsilon, norm=norm)
     attacks = planning.AttackOptions(
-        attacks=[attack] if isinstance(attack, str | Attack) else attack,
+        attacks=[attack] if isinstance(attack, str | Attack) else attack or [],
         steps=steps,
         eot=eot,
         draws=draws,
@@ -282,6 +284,7 @@ def _gather(
         raise HarnessError("; ".join(f"{each.cell.attack}: {each.reason}" for each in failures))
     found = flags.across(records)
     flagged = tuple(dataclasses.replace(each, flags=found[each.key]) for each in records)
+    inside = [each for each in flagged if flags.OUTSIDE not in each.flags]
     images = {}
     for record in flagged:
         folder = runner.store.progress_folder(record.resolved.generation_key)
@@ -290,7 +293,7 @@ def _gather(
     return Evaluation(
         records=flagged,
         failures=tuple(failures),
-        worst=worst_case.worst_case(flagged),
+        worst=worst_case.worst_case(inside or flagged),
         timings={key: timing for key, timing in timings.items() if timing is not None},
         originals=test.batch(slice(None)).images,
         labels=test.labels,

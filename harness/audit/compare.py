@@ -12,13 +12,14 @@ from harness.storage import keys
 
 TRUSTED: dict[str, str] = {
     "made": "who made it, where and with which libraries",
-    "looks": "what came of asking the defense again: one that keeps notes answers otherwise each time",
     "cell.target.training.paper_epochs": "how long the published schedule is: no key depends on it",
 }
 """The fields that every finding takes on trust, because no other file states them."""
 
 STORED = (
-    "stored batches: passes, dead gradients and queries that fooled, as the view counted them",
+    "stored batches: that the attack made these images, and found no worse ones",
+    "stored batches: passes, dead gradients and queries that fooled, as the view counted them, and what "
+    "the attack was answered last",
     "stored batches: the trace before its end, whose images are not kept",
     "stored batches: whether victim and process were changed, and what changed while the record was scored",
 )
@@ -78,7 +79,13 @@ def _short(value: Any) -> str:
 
 
 def on_trust(
-    record: Record, *, randomised: bool, whole: bool, same_code: bool, source: bool
+    record: Record,
+    *,
+    randomised: bool,
+    whole: bool,
+    same_code: bool,
+    source: bool,
+    same_looks: bool,
 ) -> tuple[str, ...]:
     """Name what a finding on this record takes on trust.
 
@@ -87,6 +94,7 @@ def on_trust(
         whole: whether no limit cuts the test images; then a larger one says the same.
         same_code: whether the attack's code is the one that ran.
         source: whether the model on which the images were made is at hand.
+        same_looks: whether the defense answered as the record says when it was asked again.
     """
     found = [f"{field}: {what}" for field, what in TRUSTED.items()]
     if not randomised:
@@ -96,7 +104,11 @@ def on_trust(
     if not same_code:
         words = ", ".join(("access", "adaptive", "bounded", "transferred"))
         found.append(f"{words}: the attack's code has changed since")
-    found += STORED if record.trace else (STORED[0], STORED[2])
+    if not same_looks:
+        found.append(
+            "looks: the defense answers otherwise each time that it is asked, or rounds so"
+        )
+    found += STORED if record.trace else (*STORED[:2], STORED[3])
     if record.trace and not source:
         found.append(
             "stored batches: the end of the trace, on a source whose weights are not there"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def rebuild(
     stored: StoredImages,
     predicted: Predictions,
     *,
+    looks: Mapping[str, int],
     randomised: bool,
     slack: int = 0,
 ) -> Record:
@@ -43,12 +44,14 @@ def rebuild(
     Args:
         batch: all images of `test`.
         predicted: under the record's own draws.
+        looks: what came of asking the defense again.
         randomised: whether two looks at one image by the target may differ.
         slack: how many outcomes another machine may have rounded differently. What the record states
             within it, or within the rounding of a sum of squares, stands.
     """
     attack, count = current.attack, record.count
     clean, robust = _rows(record.clean_outcomes, count), _rows(record.robust_outcomes, count)
+    wrong = (predicted.returned != batch.labels).any(dim=0).numpy()
     fooled = (stored.first_fooled >= 0).numpy()
     steps = getattr(attack, "steps", 0)
     expected = Record(
@@ -56,7 +59,7 @@ def rebuild(
         cell=record.cell,
         resolved=record.resolved,
         made=record.made,
-        looks=record.looks,
+        looks=looks,
         notes=_notes(record, current),
         classes=len(test.classes),
         count=len(test),
@@ -86,8 +89,10 @@ def rebuild(
         fooled_once_a_step=_share((stored.fooled_looks > 0).numpy()),
         trace=_trace(stored.trace, steps),
         distances={
-            name: record.distances[name] if _rounds(record.distances.get(name), value) else value
-            for name, value in _distances(stored.images, batch.images, ~robust.all(axis=0)).items()
+            name: stated
+            if (stated := record.distances.get(name)) is not None and _between(stated, *bounds)
+            else bounds[1]
+            for name, bounds in _distances(stored.images, batch.images, wrong, slack).items()
         },
         passes={
             "forwards": _mean(stored.forwards),
@@ -163,9 +168,11 @@ def _mean(counted: Tensor) -> float:
     return int(counted.sum()) / max(1, len(counted))
 
 
-def _rounds(stated: float | None, rebuilt: float) -> bool:
-    """Return whether rounding in a float32 sum of squares explains the difference."""
-    return stated is not None and math.isclose(stated, rebuilt, rel_tol=1e-5)
+def _between(stated: float, low: float, _: float, high: float) -> bool:
+    """Say whether a value lies between two, with the rounding of a sum of squares in float32."""
+    return low <= stated <= high or any(
+        math.isclose(stated, each, rel_tol=1e-5) for each in (low, high)
+    )
 
 
 def _near(stated: Accuracy, rebuilt: Accuracy, slack: int) -> Accuracy:
@@ -202,10 +209,16 @@ def _trace(trace: dict[int, Tensor], last_step: int) -> tuple[TracePoint, ...]:
     return tuple(points)
 
 
-def _distances(attacked: Tensor, clean: Tensor, wrong: Any) -> dict[str, float]:
-    """Return median distances of the images that were wrong in any draw, and the largest of all.
+def _distances(
+    attacked: Tensor, clean: Tensor, wrong: Any, slack: int
+) -> dict[str, tuple[float, float, float]]:
+    """Return (lowest, found, highest) of the median distances of the images that are wrong, and the largest.
 
     What is not finite is left out, as JSON knows neither NaN nor infinity.
+
+    Args:
+        wrong: (N,) bool, as returned and in any draw.
+        slack: how many of these another machine may count otherwise, which moves a median in their order.
     """
     change = np.nan_to_num((attacked - clean).flatten(1).numpy(), nan=np.inf)
     linf = np.abs(change).max(axis=1, initial=0.0).astype(np.float64)
@@ -216,10 +229,13 @@ def _distances(attacked: Tensor, clean: Tensor, wrong: Any) -> dict[str, float]:
     for name, sizes in (("median_linf", linf), ("median_l2", l2)):
         some = np.sort(sizes[wrong & np.isfinite(sizes)])
         if len(some):
-            found[name] = float(some[(len(some) - 1) // 2])
+            middle, last = (len(some) - 1) // 2, len(some) - 1
+            places = (max(0, middle - slack), middle, min(last, middle + slack))
+            low, median, high = (float(some[place]) for place in places)
+            found[name] = (low, median, high)
     largest = float(linf.max(initial=0.0))
     if np.isfinite(largest):
-        found["largest_linf"] = largest
+        found["largest_linf"] = (largest, largest, largest)
     return found
 
 

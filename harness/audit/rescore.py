@@ -68,17 +68,26 @@ class Rescoring:
     record: Record
     device: torch.device
 
-    def predict(self, role: Role, draws: int) -> Predictions:
-        """Return new predictions on the original and the attacked images, under `draws` draws of a role."""
-        threat = self.record.cell.threat
-        original = self.batch.images
-        far, wild = map(
-            torch.from_numpy, leaving(self.stored.images.numpy(), original.numpy(), threat)
+    @functools.cached_property
+    def leaving(self) -> tuple[Tensor, Tensor]:
+        """(N,) bool each: outside the ball; not finite or outside the box."""
+        far, wild = leaving(
+            self.stored.images.numpy(), self.batch.images.numpy(), self.record.cell.threat
         )
-        shown = torch.where(wild[:, None, None, None], original, self.stored.images)
+        return torch.from_numpy(far), torch.from_numpy(wild)
+
+    @functools.cached_property
+    def shown(self) -> Tensor:
+        """(N, C, H, W) what is scored: the attacked images, the original where one cannot be shown."""
+        _, wild = self.leaving
+        return torch.where(wild[:, None, None, None], self.batch.images, self.stored.images)
+
+    def predict(self, role: Role, draws: int) -> Predictions:
+        """Look at the original and the attacked images again under `draws` draws of a role."""
+        far, wild = self.leaving
         seed = self.record.cell.target.seed
-        clean = self._looks(self.target, original, seed, role, draws)
-        returned = self._looks(self.target, shown, seed, role, draws)
+        clean = self._looks(self.target, self.batch.images, seed, role, draws)
+        returned = self._looks(self.target, self.shown, seed, role, draws)
         return Predictions(clean, torch.where(far | wild, clean, returned), returned)
 
     def _looks(self, model: Defended, images: Tensor, seed: int, role: Role, draws: int) -> Tensor:

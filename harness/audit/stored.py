@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.random import Draws, Role
 from harness.results.records import Record
 from harness.storage import store
 from harness.storage.store import Store
+from harness.targets.views import LOOKS
 from harness.types import Dataset
 
 _COUNTS = (
@@ -22,12 +24,24 @@ _COUNTS = (
     "fooled_looks",
     "first_fooled",
 )
+_QUESTION = ("ids", "images", "logits")
 END = -1
 """The step under which a batch stores the trace of the images that the attack returned."""
 
 
 class MissingEvidence(Exception):
     """Raised where the evidence does not exist, which says nothing against the record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One of the attack's last questions, and what it was answered."""
+
+    images: Tensor
+    """(n, C, H, W), n at most `LOOKS`."""
+    draws: Draws
+    logits: Tensor
+    """(n, classes)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +65,9 @@ class StoredImages:
     changed: tuple[str, ...]
     """The changes to the victim that the batches name."""
     process: tuple[str, ...]
-    """The changes to the process that they name."""
+    """What they say was changed of the process."""
+    asked: tuple[Asked, ...] = ()
+    """The attack's last questions about the first batch."""
 
 
 def generation_key(record: Record) -> str:
@@ -74,6 +90,7 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
     traces: list[dict[int, Tensor]] = []
     changed: list[str] = []
     process: list[str] = []
+    asked: tuple[Asked, ...] = ()
     for path in store.files(opened.progress_folder(key), ".safetensors"):
         tensors, metadata = store.read_tensors(path)
         _check(path, tensors, metadata, test)
@@ -88,6 +105,7 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
         traces.append(_trace(tensors))
         changed += filter(None, [metadata["changed"]])
         process += filter(None, [metadata["process"]])
+        asked += _asked(tensors, metadata["asked"])
     if not bool(done.all()):
         raise MissingEvidence(f"{int((~done).sum())} of {count} attacked images are not there")
     return StoredImages(
@@ -96,6 +114,7 @@ def read(opened: Store, key: str, test: Dataset) -> StoredImages:
         trace=_joined(traces, batches, count),
         changed=tuple(changed),
         process=tuple(process),
+        asked=asked,
         **counts,
     )
 
@@ -113,6 +132,11 @@ def impossible(found: StoredImages, access: str) -> list[str]:
         problems.append("the stored batches count more looks that fooled than looks")
     if any(bool((getattr(found, name) < 0).any()) for name in _COUNTS if name != "first_fooled"):
         problems.append("the stored batches hold negative counts")
+    first = next((each for each in found.batches if int(each[0]) == 0), None)
+    if first is not None and bool((found.forwards[first] > 0).any()) != bool(found.asked):
+        problems.append(
+            "the stored batches count queries and hold no question, or the other way round"
+        )
     if access != "gradients" and bool((found.backwards > 0).any()):
         problems.append(f"the stored batches count gradients under access to {access}")
     return problems
@@ -125,8 +149,10 @@ def _check(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], tes
         raise store.damaged(path, f"it lacks {', '.join(missing)}")
     if metadata.get("generation") != path.parent.name:
         raise store.damaged(path, "it is a batch of another attack")
-    if not {"changed", "process"} <= metadata.keys():
-        raise store.damaged(path, "it does not say whether victim and process were changed")
+    if not {"asked", "changed", "process"} <= metadata.keys():
+        raise store.damaged(
+            path, "it does not say what was asked, or whether victim and process were changed"
+        )
     positions = tensors["positions"]
     count = len(positions)
     if positions.dtype != torch.int64 or positions.ndim != 1 or not count:
@@ -141,6 +167,7 @@ def _check(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], tes
         raise store.damaged(path, "its evidence does not fit its images")
     try:
         rows = _trace(tensors).values()
+        _check_asked(tensors, metadata["asked"], test)
     except ValueError as error:
         raise store.damaged(path, error) from error
     if any(row.ndim != 2 or row.shape[1] != count for row in rows):
@@ -153,6 +180,38 @@ def _trace(tensors: dict[str, Tensor]) -> dict[int, Tensor]:
         if name.startswith("trace."):
             found[int(name.removeprefix("trace."))] = value.bool()
     return found
+
+
+def _asked(tensors: dict[str, Tensor], places: str) -> tuple[Asked, ...]:
+    """Return the attack's last questions: `places` holds the seed, step and draw of each."""
+    found = []
+    for number, place in enumerate(places.split()):
+        seed, step, draw = map(int, place.split(","))
+        ids, images, logits = (tensors[f"asked.{number}.{name}"] for name in _QUESTION)
+        found.append(Asked(images, Draws(seed, ids, Role.ATTACK, step=step, draw=draw), logits))
+    return tuple(found)
+
+
+def _check_asked(tensors: dict[str, Tensor], places: str, test: Dataset) -> None:
+    """Raise ValueError where the questions of a batch are none that a view has kept."""
+    count = len(places.split())
+    names = {f"asked.{number}.{name}" for number in range(count) for name in _QUESTION}
+    positions = tensors["positions"]
+    if {name for name in tensors if name.startswith("asked")} != names or count > 2:
+        raise ValueError("its questions are not those that it names")
+    if count and int(positions[0]) != 0:
+        raise ValueError("it holds questions, which the first batch alone does")
+    known = set(test.batch(positions).ids.tolist())
+    for each in _asked(tensors, places):
+        ids, images, logits = each.draws.ids, each.images, each.logits
+        if ids.dtype != torch.int64 or ids.ndim != 1 or len(ids) > LOOKS or not len(ids):
+            raise ValueError("the ids of its questions are no short list of integers")
+        if not set(ids.tolist()) <= known:
+            raise ValueError("its questions are of other images")
+        if not images.is_floating_point() or images.shape != (len(ids), *test.shape):
+            raise ValueError("the images of its questions do not fit the test images")
+        if not logits.is_floating_point() or logits.shape != (len(ids), len(test.classes)):
+            raise ValueError("the answers to its questions are no logits of these classes")
 
 
 def _joined(

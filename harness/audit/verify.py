@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from harness.audit import compare
+from harness.audit.looks import looks, settled
 from harness.audit.rebuild import rebuild
 from harness.audit.rescore import Rescoring, leaving
 from harness.audit.stored import MissingEvidence, generation_key, impossible, read
@@ -132,7 +133,12 @@ def _checked(
         record=record,
         device=model_store.device,
     )
+    replay = current.source == current.cell.target
+    # Twice, as one that counts its calls may answer alike the first time.
+    taken = [looks(again, replay=replay)]
     predicted = again.predict(Role.SCORE, len(record.robust_outcomes))
+    taken.append(looks(again, replay=replay))
+    slack = again.allowed(predicted.robust.numel())
     expected = rebuild(
         record,
         current,
@@ -140,8 +146,9 @@ def _checked(
         batch,
         stored,
         predicted,
+        looks=settled(record.looks, taken, slack=slack),
         randomised=target.randomised,
-        slack=again.allowed(predicted.robust.numel()),
+        slack=slack,
     )
     same_code = current.key == record.key
     if not same_code:  # today's class may declare otherwise
@@ -166,6 +173,7 @@ def _checked(
         whole=limit is None or limit > everything,
         same_code=same_code,
         source=source is not None,
+        same_looks=record.looks in taken,
     )
     return problems, summary, trusted
 

@@ -70,6 +70,13 @@ class Target:
     """The precision of the classifier in training and for an attack's gradients; scores and judgements are
     always in float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
 
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
+            raise HarnessError(
+                f"seed is {self.seed!r}: it must be an integer from -2^63 to 2^63 - 1 (larger ones would "
+                "repeat the draws of smaller ones under another key)"
+            )
+
     @property
     def label(self) -> str:
         """The name in tables: `menet-nuc`, `menet-nuc adversarial`, or the registry's alias."""

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.cli.options import DATA, ISOLATE, NUMBER, RESULTS, STRICT, target_options, typed
+from harness.cli.terminal import echo
 
 
 @click.command()
@@ -68,8 +69,8 @@ def audit(
                 elsewhere=runner.elsewhere,
                 isolate=isolate,
             ).run()
-            click.echo(page)
-            click.echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
+            echo(page)
+            echo(f"verdict: {runner.store.results / 'audits' / found.key}.md and .json")
             raised = {flag for each in found.flags.values() for flag in each}
             return flags.strict_status(raised) if strict else 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.cli.options import RESULTS
+from harness.cli.terminal import echo
 
 
 @click.command()
@@ -26,4 +27,4 @@ def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -
     from harness.storage.store import Store
 
     for line in clean_.run(Store(results, cache), what, yes=yes):
-        click.echo(line)
+        echo(line)

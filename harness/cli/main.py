@@ -24,6 +24,7 @@ from harness.cli.reproduce import reproduce
 from harness.cli.run import run
 from harness.cli.status import status
 from harness.cli.table import table
+from harness.cli.terminal import echo
 from harness.cli.verify import verify
 from harness.types import HarnessError
 
@@ -37,10 +38,10 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except HarnessError as error:
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             sys.exit(error.status)
         except KeyboardInterrupt:
-            click.echo("stopped before any work", err=True)
+            echo("stopped before any work", err=True)
             sys.exit(130)
 
 

@@ -26,6 +26,7 @@ from harness.cli.options import (
     scale_options,
     typed,
 )
+from harness.cli.terminal import echo
 from harness.registry import defenses
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ def _run(cells: Sequence[Cell], notes: Sequence[str], runner: Runner, *, strict:
     note = model_store.dataset(cells[0].target.dataset, "test").note
     show(results, timings, store.results, note)
     for line in [*summaries.worst_lines(results), *notes, *summaries.spread_lines(results)]:
-        click.echo(line)
+        echo(line)
     failed = [result for result in results if isinstance(result, Failure)]
     for line in model_store.damage:
         if not any(line in failure.reason for failure in failed):
-            click.echo(f"damaged: {line}, and made again", err=True)
+            echo(f"damaged: {line}, and made again", err=True)
     if model_store.damage or any(failure.kind == "damaged" for failure in failed):
         return 1
     if failed:
@@ -138,19 +139,19 @@ def show(
 
     cell = results[0].cell
     target = cell.target
-    click.echo(
+    echo(
         f"\n{target.dataset}, {target.model}, {target.schooling}, "
         f"{cell.threat.norm} epsilon {cell.threat.epsilon:.4g}" + (f"; {note}" if note else "")
     )
-    click.echo(tables.summary(results, timings))
-    click.echo(
+    echo(tables.summary(results, timings))
+    echo(
         "Accuracies in percent: mean over the scoring draws, beside the paper's one draw and the vote."
     )
     for line in _doubts(results):
-        click.echo(line)
+        echo(line)
     for result in results:
         kind = "failures" if isinstance(result, Failure) else "records"
-        click.echo(f"{kind[:-1]}: {folder / kind / result.key}.json")
+        echo(f"{kind[:-1]}: {folder / kind / result.key}.json")
 
 
 def _doubts(results: Sequence[Record | Failure]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.cli.options import RESULTS
+from harness.cli.terminal import echo
 
 
 @click.command()
@@ -24,4 +25,4 @@ def status(results: Path, cache: Path | None) -> None:
     from harness.storage.store import Store
 
     for line in status_.lines(Store(results, cache)):
-        click.echo(line)
+        echo(line)

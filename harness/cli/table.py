@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from harness.cli.options import RESULTS, STRICT
+from harness.cli.terminal import echo
 from harness.types import DamageError, HarnessError
 
 
@@ -28,15 +29,15 @@ def table(form: str, results: Path, strict: bool) -> None:
     if not (results / "records").is_dir():
         raise HarnessError(f"no records in {results}: `harness run` makes some, or name --results")
     loaded = tables.load(Store(results))
-    click.echo(tables.markdown(loaded) if form == "md" else tables.csv(loaded), nl=False)
+    echo(tables.markdown(loaded) if form == "md" else tables.csv(loaded), nl=False)
     if loaded.failures:
-        click.echo(
+        echo(
             "a cell without a number keeps its reason until the same command makes one: "
             "`harness clean --what failures --yes` forgets it",
             err=True,
         )
     for line in loaded.damage:
-        click.echo(f"left out: {line}", err=True)
+        echo(f"left out: {line}", err=True)
     if loaded.damage:
         sys.exit(DamageError.status)
     if strict:

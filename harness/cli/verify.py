@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness.cli.options import CACHE, DATA, DEVICE, QUIET, typed
+from harness.cli.terminal import echo
 from harness.types import HarnessError
 
 
@@ -43,16 +44,16 @@ def verify(keys: tuple[str, ...], draws: int, **words: Any) -> None:
         findings = verify.verify(model_store, keys, model_store.reporter, draws=draws)
         for finding in findings:
             line = f"{finding.status} {finding.key} {finding.title}"
-            click.echo(f"{line}: {finding.summary}" if finding.summary else line)
+            echo(f"{line}: {finding.summary}" if finding.summary else line)
             for reason in finding.reasons:
-                click.echo(f"  {reason}")
+                echo(f"  {reason}")
         for trusted in sorted({each for finding in findings for each in finding.trusted}):
-            click.echo(f"taken on trust: {trusted}")
+            echo(f"taken on trust: {trusted}")
         counts = [
             f"{sum(f.status == status for f in findings)} {status}"
             for status in ("verified", "contradicted", "unverifiable")
         ]
-        click.echo(", ".join(counts))
+        echo(", ".join(counts))
         return 0 if all(finding.status == "verified" for finding in findings) else 1
 
     sys.exit(session.run(where, work, prepare=False))

@@ -106,7 +106,8 @@ def record(
     dead = _join(shards, "dead_gradients").double()
     fooled = _join(shards, "first_fooled") >= 0
     looked = _join(shards, "fooled_looks") > 0
-    wrong = (scored.adversarial != labels).any(dim=0)
+    # In the ball or not: how far a minimum-norm attack had to go is what it finds.
+    wrong = (scored.returned != labels).any(dim=0)
     l2 = scored.l2[wrong & torch.isfinite(scored.l2)]
     linf = scored.linf[wrong & torch.isfinite(scored.linf)]
     found = Record(

@@ -32,6 +32,7 @@ from harness.results.tables import UNKNOWN
 from harness.storage import store
 from harness.storage.progress import duration
 from harness.storage.store import Store
+from harness.storage.text import printable
 from harness.types import HarnessError
 
 STATES: Mapping[str, tuple[str, str]] = {
@@ -91,7 +92,7 @@ def page(folder: Store) -> str:
         commits=sorted({record.made.get("commit", "unknown") for record in records}),
         unknown=UNKNOWN,
     )
-    return text
+    return printable(text)
 
 
 # --- the data of the template -----------------------------------------------------------------------
@@ -386,6 +387,9 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.from_string(_text("report.html.j2"))

@@ -27,12 +27,17 @@ def inconsistent(record: Record, *, smallest: float) -> str:
     Args:
         smallest: the smallest difference of accuracy that is worth a flag.
     """
+    return "; ".join(changed_answers(record.looks)) or _trace_against_score(record, smallest)
+
+
+def changed_answers(looks: Mapping[str, int]) -> list[str]:
+    """Return a line for each kind of second look (`Record.looks`) at which too many answers were others."""
     reasons = []
     for name, (asked, says) in _LOOKS.items():
-        count, other = record.looks.get(asked, 0), record.looks.get(name, 0)
+        count, other = looks.get(asked, 0), looks.get(name, 0)
         if 8 * other > count:
             reasons.append(f"{other} of {count} images {says}")
-    return "; ".join(reasons) or _trace_against_score(record, smallest)
+    return reasons
 
 
 def _trace_against_score(record: Record, smallest: float) -> str:

@@ -48,6 +48,12 @@ class Accuracy:
     """The share that is right in every draw."""
     count: int
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where these are no shares of a number of images."""
+        shares = (self.one_draw, self.mean, self.vote, self.all_draws)
+        if self.count < 0 or not all(0 <= each <= 1 for each in shares):
+            raise ValueError(f"no shares of {self.count} images: {', '.join(map(str, shares))}")
+
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval of `mean`, with images as the independent units."""
@@ -114,7 +120,8 @@ class Record:
     alone (as Tramer et al. 2020 do); None in records that did not count it."""
     trace: tuple[TracePoint, ...] = ()
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The median and the largest L-infinity and L2 distances."""
+    """The largest L-infinity distance, and medians over the images that are wrong, as returned, in any
+    draw."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The mean forwards and backwards of an image, and the shares of backwards and of probed pixels that
     had no gradient."""
@@ -128,6 +135,20 @@ class Record:
     notes: tuple[str, ...] = ()
     made: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The commit, library versions, device and number of threads."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where outcomes are not of so many images, so that nothing can be counted."""
+        if self.count < 0 or self.classes < 1:
+            raise ValueError(f"it counts {self.count} images of {self.classes} classes")
+        if any(each.count != self.count for each in (self.clean, self.robust, self.returned)):
+            raise ValueError(f"its accuracies are not of {self.count} images")
+        if not self.clean_outcomes or len(self.clean_outcomes) != len(self.robust_outcomes):
+            raise ValueError("its outcomes are not of the same draws")
+        octets = -(-self.count // 8)
+        rows = (*self.clean_outcomes, *self.robust_outcomes, self.fooled_outcomes)
+        for row in (*rows, *filter(None, (self.clean_votes, self.robust_votes))):
+            if len(base64.b64decode(row, validate=True)) != octets:
+                raise ValueError(f"its outcomes are not of {self.count} images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

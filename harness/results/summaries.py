@@ -37,8 +37,11 @@ def all_flags(results: Iterable[Record | Failure]) -> set[str]:
 
 
 def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
-    """Return a line with the worst case of each target and ball that several attacks were run on."""
-    records = [result for result in results if isinstance(result, Record)]
+    """Return a line with the worst case of each target and ball that several attacks were run on.
+
+    Attacks flagged `mostly-outside` are left out: their images count as not attacked.
+    """
+    records = _in_the_ball(result for result in results if isinstance(result, Record))
     lines = []
     for (_, threat), group in worst_case.groups(list({r.key: r for r in records}.values())).items():
         if len(group) < 2 or not group[0].count or len({len(r.robust_outcomes) for r in group}) > 1:
@@ -121,10 +124,14 @@ def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
     return lines
 
 
+def _in_the_ball(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if flags.OUTSIDE not in record.flags]
+
+
 def worst_cases(records: Sequence[Record]) -> Mapping[str, worst_case.Worst]:
     """Return the worst case of each record's group, by key; records alone in their group are left out."""
     found = {}
-    for group in worst_case.groups(records).values():
+    for group in worst_case.groups(_in_the_ball(records)).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:
             worst = worst_case.worst_case(group)
             found.update({record.key: worst for record in group})

@@ -12,6 +12,7 @@ from harness.results.records import Accuracy, Failure, Record, Timing
 from harness.results.statistics import in_percent
 from harness.storage.progress import duration
 from harness.storage.store import Store
+from harness.storage.text import printable
 
 UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"
@@ -229,6 +230,7 @@ def flat(record: Record, timing: Timing | None) -> dict[str, object]:
 
 def guarded(text: str) -> str:
     """Return a CSV cell that no spreadsheet reads as a formula."""
+    text = printable(text)
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -146,6 +147,8 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: there is none. StoreError: it cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
+            raise StoreError(f"cannot read {path}: it is no plain file")
         return path.read_bytes()
     except FileNotFoundError:
         raise

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load
 
-from harness.audit import compare, rebuild, rescore, stored, verify
+from harness.audit import compare, looks, rebuild, rescore, stored, verify
 from harness.cli.main import main
 from harness.registry import load_file
 from harness.results.records import Record, pack, unpack
@@ -284,7 +284,7 @@ def test_nothing_of_the_judge_is_used() -> None:
     import ast
 
     judging = {"judge", "summary", "scoring", "generation"}
-    for module in (verify, rescore, stored, rebuild, compare):
+    for module in (verify, looks, rescore, stored, rebuild, compare):
         for node in ast.walk(ast.parse(Path(module.__file__ or "").read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert node.module.rpartition(".")[2] not in judging, (module, node.module)

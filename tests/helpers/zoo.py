@@ -322,6 +322,17 @@ class Overreaches(Attack):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Distant(Attack):
+    """Has no ball: turns every image into its negative."""
+
+    bounded: ClassVar[bool] = False
+
+    def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
+        victim.labels(batch.images, draws)
+        return Perturbed(1 - batch.images)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReturnsNothing(Attack):
     """Returns one image that is not finite."""
 

@@ -25,7 +25,7 @@ from harness.storage.store import Store
 
 zoo = load_file(Path(__file__).parents[1] / "helpers" / "zoo.py")
 
-TRUSTED = {"made", "looks", "cell.target.training.paper_epochs", "cell.draws"}
+TRUSTED = {"made", "cell.target.training.paper_epochs", "cell.draws"}
 """All that `verify` may believe of these records; `cell.draws` of the deterministic one alone."""
 
 KINDS = {
@@ -234,6 +234,10 @@ def test_the_end_of_the_trace_is_scored_again(case: Case, batch: Path) -> None:
         lambda tensors, _: tensors.update({"trace.1": tensors["positions"].clone()}),
         lambda _, metadata: metadata.update(generation="another"),
         lambda _, metadata: metadata.pop("changed"),
+        lambda _, metadata: metadata.update(asked=""),
+        lambda _, metadata: metadata.update(asked="0,0"),
+        lambda tensors, _: tensors.pop("asked.0.logits"),
+        lambda tensors, _: tensors["asked.0.ids"].add_(10**9),
     ],
 )
 def test_a_file_that_is_no_batch_is_contradicted(
@@ -242,6 +246,21 @@ def test_a_file_that_is_no_batch_is_contradicted(
     rewrite(batch, change)
     finding = case.verdict()
     assert finding.status == "contradicted" and "is damaged" in finding.reasons[0], finding
+
+
+def test_questions_cannot_be_taken_away(case: Case, batch: Path) -> None:
+    def drop(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        metadata["asked"] = ""
+        for name in [each for each in tensors if each.startswith("asked")]:
+            del tensors[name]
+
+    rewrite(batch, drop)
+    assert any("hold no question" in reason for reason in case.verdict().reasons)
+
+
+def test_other_answers_to_the_attack_contradict_the_looks(case: Case, batch: Path) -> None:
+    rewrite(batch, lambda tensors, _: tensors["asked.0.logits"].neg_())
+    assert any("looks.attack" in reason for reason in case.verdict().reasons)
 
 
 def test_images_that_change_places_are_found(case: Case, batch: Path) -> None:
