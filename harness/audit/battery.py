@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -195,13 +196,7 @@ class Battery:
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
         try:
-            runner = Runner(
-                model_store=self.model_store,
-                batch_size=self.batch_size,
-                elsewhere=self.elsewhere,
-                isolate=self.isolate,
-            )
-            (result,) = runner.run([cell])
+            (result,) = self._runner.run([cell])
         except BudgetSpent:
             cut = "cut off by the budget; the same command again goes on with it"
             self._tried.append(dataclasses.replace(tried, untested=cut))
@@ -212,6 +207,16 @@ class Battery:
         else:
             reason = f"{result.kind}: {result.reason}"
             self._tried.append(dataclasses.replace(tried, untested=reason))
+
+    @functools.cached_property
+    def _runner(self) -> Runner:
+        """One for all cells: it knows what guests did to the process in the cells before."""
+        return Runner(
+            model_store=self.model_store,
+            batch_size=self.batch_size,
+            elsewhere=self.elsewhere,
+            isolate=self.isolate,
+        )
 
     def _stability(self, defended: Defended, size: _Size) -> None:
         """Randomness that a defense does not declare: two looks at one draw must agree."""
@@ -237,8 +242,7 @@ class Battery:
     def _randomness(self, defended: Defended, record: Record) -> None:
         """Accuracy on an attack's images must not depend on whose draws are asked under."""
         name = "the judge's draws, an attack's, those of no run, and one for all images"
-        runner = Runner(model_store=self.model_store, batch_size=self.batch_size)
-        shard = runner.attack(plan(record.cell, self.model_store))[0]
+        shard = self._runner.attack(plan(record.cell, self.model_store))[0]
         test = self.model_store.dataset(self.target.dataset, "test")
         batch = shard.batch(test, self.model_store.device)
         attacked = dataclasses.replace(batch, images=shard.images.to(batch.images))

@@ -6,16 +6,19 @@ process in that state can be trusted with nothing more.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import dataclasses
 import functools
 import gc
+import itertools
 import os
 import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -24,6 +27,9 @@ PATH = "import path"
 """The facet that a user's file may change while it is loaded."""
 RANDOM = "random state"
 """The facet that a guest may move while it is built or trained: dropout draws from it."""
+THREADS = "running threads"
+_PATIENCE = 0.2
+"""Seconds that threads may take to end."""
 _LIMITS = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_CPU")
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
@@ -74,6 +80,8 @@ def restore(before: Mapping[str, Any], keep: Collection[str] = ()) -> list[str]:
         if name in _SILENT:
             continue
         whole = facet.read() == before[name]
+        if whole and name == THREADS:  # they were ending
+            continue
         found.append(name if whole else f"{name} (it cannot be put back)")
     return found
 
@@ -199,6 +207,13 @@ def _set_global_hooks(value: list[dict[Any, Any]]) -> None:
         live.update(hooks)
 
 
+def _matmul_precision() -> str:
+    try:
+        return str(_torch().get_float32_matmul_precision())
+    except RuntimeError:  # the backends were set one by one, and disagree
+        return "mixed"
+
+
 def _backends() -> dict[str, Any]:
     torch = _torch()
     return {
@@ -208,8 +223,12 @@ def _backends() -> dict[str, Any]:
         "cudnn": torch._C._get_cudnn_enabled(),
         "benchmark": torch._C._get_cudnn_benchmark(),
         "cudnn_deterministic": torch._C._get_cudnn_deterministic(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": _matmul_precision(),
         "mkldnn": torch._C._get_mkldnn_enabled(),
+        "float32": {
+            pair: torch._C._get_fp32_precision_getter(*pair)
+            for pair in itertools.product(("mkldnn", "cuda"), ("all", "matmul", "conv", "rnn"))
+        },
         "fast": torch.backends.mha.get_fastpath_enabled(),
     }
 
@@ -221,7 +240,10 @@ def _set_backends(value: dict[str, Any]) -> None:
     torch._C._set_cudnn_enabled(value["cudnn"])
     torch._C._set_cudnn_benchmark(value["benchmark"])
     torch._C._set_cudnn_deterministic(value["cudnn_deterministic"])
-    torch.set_float32_matmul_precision(value["precision"])
+    with contextlib.suppress(RuntimeError):
+        torch.set_float32_matmul_precision(value["precision"])
+    for (backend, operation), precision in value["float32"].items():
+        torch._C._set_fp32_precision_setter(backend, operation, precision)
     torch._C._set_mkldnn_enabled(value["mkldnn"])
     torch.backends.mha.set_fastpath_enabled(value["fast"])
 
@@ -326,24 +348,42 @@ def _set_handlers(value: dict[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _timer() -> bool:
-    return hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+def _timers() -> list[int]:
+    kinds = (
+        getattr(signal, name, None) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF")
+    )
+    return [kind for kind in kinds if kind is not None and signal.getitimer(kind)[0] > 0]
 
 
-def _set_timer(value: bool) -> None:
-    if not value:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def _set_timers(value: list[int]) -> None:
+    for kind in _timers():
+        if kind not in value:
+            signal.setitimer(kind, 0)
+
+
+def _mask() -> set[int]:
+    return (
+        set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        if hasattr(signal, "pthread_sigmask")
+        else set()
+    )
+
+
+def _set_mask(value: set[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, value)
+
+
+_STREAMS = ("excepthook", "unraisablehook", "displayhook", "stdout", "stderr")
 
 
 def _interpreter() -> dict[str, Any]:
     return {
         "trace": sys.gettrace(),
         "profile": sys.getprofile(),
-        "excepthook": sys.excepthook,
-        "displayhook": sys.displayhook,
-        "stdout": sys.stdout,
-        "stderr": sys.stderr,
+        **{name: getattr(sys, name) for name in _STREAMS},
+        "threads": (threading._trace_hook, threading._profile_hook, threading.excepthook),  # type: ignore[attr-defined]
         "gc": gc.isenabled(),
+        "collections": list(gc.callbacks),
         "digits": sys.get_int_max_str_digits(),
     }
 
@@ -351,19 +391,43 @@ def _interpreter() -> dict[str, Any]:
 def _set_interpreter(value: dict[str, Any]) -> None:
     sys.settrace(value["trace"])
     sys.setprofile(value["profile"])
-    for name in ("excepthook", "displayhook", "stdout", "stderr"):
+    for name in _STREAMS:
         setattr(sys, name, value[name])
+    trace, profile, threading.excepthook = value["threads"]
+    threading.settrace(trace)
+    threading.setprofile(profile)
+    gc.callbacks[:] = value["collections"]
     (gc.enable if value["gc"] else gc.disable)()
     sys.set_int_max_str_digits(value["digits"])
 
 
-def _threads() -> frozenset[int]:
-    """Python threads that somebody started; progress bars have one that only looks."""
-    return frozenset(
-        thread.ident or 0
-        for thread in threading.enumerate()
-        if not type(thread).__module__.startswith("tqdm")
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Threads:
+    """Python threads that somebody started, but for progress bars', which only look; and how many run that
+    `threading` does not know, among them for a moment each one that ends."""
+
+    known: frozenset[int]
+    unknown: int
+
+    def __eq__(self, before: object) -> bool:
+        same = isinstance(before, _Threads) and self.known == before.known
+        return same and self.unknown <= before.unknown  # type: ignore[attr-defined]
+
+
+def _threads() -> _Threads:
+    every = threading.enumerate()
+    watched = [each for each in every if not type(each).__module__.startswith("tqdm")]
+    started = len(every) - 1  # the first was there before
+    return _Threads(
+        frozenset(each.ident or 0 for each in watched), max(0, _thread._count() - started)
     )
+
+
+def _wait_for_threads(value: _Threads) -> None:
+    """Give threads that are ending the time to end."""
+    until = time.monotonic() + _PATIENCE
+    while _threads() != value and time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def _floating() -> dict[str, str]:
@@ -410,8 +474,9 @@ FACETS: Mapping[str, Facet] = {
     "recursion limit": Facet(sys.getrecursionlimit, lambda value: sys.setrecursionlimit(value)),
     "interpreter's hooks": Facet(_interpreter, _set_interpreter),
     "signal handlers": Facet(_handlers, _set_handlers),
-    "timers": Facet(_timer, _set_timer),
-    "running threads": Facet(_threads, _cannot),
+    "blocked signals": Facet(_mask, _set_mask),
+    "timers": Facet(_timers, _set_timers),
+    THREADS: Facet(_threads, _wait_for_threads),
     "warning filters": Facet(_filters, _set_filters),
 }
 """Everything that is compared, in the order in which it is put back."""

@@ -162,6 +162,7 @@ class Runner:
     _leases: Leases | None = None
     _clean: int = dataclasses.field(default_factory=lambda: len(guard.history))
     """How much had happened to the process when the runner was made."""
+    _baseline: guard.Baseline | None = None
 
     @property
     def store(self) -> store.Store:
@@ -210,6 +211,8 @@ class Runner:
         """
         results: dict[str, Record | Failure] = {}
         pending = plans
+        if plans and self._baseline is None:
+            self._baseline = guard.Baseline()
         while pending:
             waiting = []
             for current in pending:
@@ -256,6 +259,8 @@ class Runner:
                 if self.elsewhere is not None and (self.isolate or self._is_dirty):
                     raise Dirty
                 found = self.guarded(current, lambda: self._recorded(current))
+                if isinstance(found, Failure) and self.elsewhere is not None and self._is_dirty:
+                    raise Dirty  # what an earlier guest left behind may be the reason
             except Dirty:
                 if self.elsewhere is None:
                     raise
@@ -266,6 +271,8 @@ class Runner:
 
     @property
     def _is_dirty(self) -> bool:
+        if self._baseline is not None:
+            self._baseline.restore()
         return guard.is_dirty(self._clean)
 
     def _sent(self, current: Plan, elsewhere: Elsewhere) -> Record | Failure:

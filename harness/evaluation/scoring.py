@@ -26,6 +26,9 @@ from harness.targets.integrity import ModelState
 from harness.targets.views import LOOKS, Question
 from harness.types import Batch, Dataset, ThreatModel
 
+_FEWER_LOOKS = 2
+"""Images of each batch after the first that are asked about again: a defense may know the first batch."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring:
@@ -95,7 +98,9 @@ class Scoring:
         asked = shard.asked if self.replay else ()
         with guard.watched() as process:  # the defense and the model are guests, too
             try:
-                judged = self._judge(batch, shard.images, LOOKS if shard.first else 0, asked)
+                judged = self._judge(
+                    batch, shard.images, LOOKS if shard.first else _FEWER_LOOKS, asked
+                )
             finally:
                 changed = model.restore()
         fresh = shard.batch(self.test, self.device)
