@@ -15,7 +15,8 @@ from harness.audit.verdict import conclude, report
 from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
 from harness.evaluation.calibrate import Pace, measure_pace
-from harness.evaluation.runner import Elsewhere, Runner, plan
+from harness.evaluation.plans import plan
+from harness.evaluation.runner import Elsewhere, Runner
 from harness.evaluation.suites import Entry
 from harness.random import Draws, Role
 from harness.registry import attacks

@@ -116,8 +116,8 @@ class Record:
     """Mean forwards and backwards for each image; the share of backwards, and of probed pixels, without a
     gradient."""
     looks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Images, most of the first batch, that the judge asked about again (`asked`, and `replayed` of the attack's
-    own questions), and how many were answered otherwise: `alone`, `later`, `gradients`, `attack`."""
+    """Images, most of batch one, that the judge asked about again (`asked`, and `replayed` of an attack's
+    questions), and how many were answered otherwise: `alone`, `later`, `gradients`, `attack`."""
     invalid: tuple[int, ...] = ()
     """Ids of images that broke the threat model and count as not attacked."""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
