@@ -27,7 +27,7 @@ class APGD(ProjectedGradient):
     backward: Backward = "declared"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         return ascend(self, victim, batch, threat, draws)
 
 

@@ -1,4 +1,4 @@
-"""Provide the first adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
+"""The first adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ApproximateInput(ProjectedGradient):
     """Rebuild each image with the defense's own transformation, then attack that image by BPDA.
 
     The paper: the adversary "uses the exact preprocess method to approximate/reconstruct an input,
-    and attacks the newly constructed image using the BPDA procedure". Read as written, the ball lies
+    and attacks the newly constructed image using the BPDA procedure". Read literally, the ball lies
     around the rebuilt image and the result may leave the one around the original: such an attack is
-    not `bounded`, and its images outside count as not attacked: its result is the accuracy as returned.
+    not `bounded`. Its images outside count as not attacked, so its result is the accuracy as returned.
     """
 
     adaptive: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class ApproximateInput(ProjectedGradient):
 
     @property
     def bounded(self) -> bool:  # type: ignore[override]
-        """Whether the result keeps to the ball around the original."""
+        """True where the result keeps to the ball around the original."""
         return self.ball == "original"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
@@ -64,6 +64,6 @@ class ApproximateInput(ProjectedGradient):
 
 
 class _Transforming(Protocol):
-    """Describe a victim that shows its transformation, as white-box access does."""
+    """A victim that shows its transformation, as white-box access does."""
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor: ...

@@ -23,5 +23,5 @@ class BPDA(ProjectedGradient):
     keep: Keep = "last"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         return ascend(self, victim, batch, threat, draws)

@@ -20,9 +20,9 @@ class Clean(Attack):
 
     @property
     def passes(self) -> int:
-        """None is needed."""
+        """Zero: the model is not asked."""
         return 0
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """The batch's own images."""
+        """Return the batch's images unchanged."""
         return Perturbed(batch.images)

@@ -22,5 +22,5 @@ class CW(ProjectedGradient):
     loss: LossName = "margin"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         return ascend(self, victim, batch, threat, draws)

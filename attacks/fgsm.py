@@ -32,16 +32,16 @@ class FGSM(Attack):
 
     @property
     def passes(self) -> int:
-        """One forward-backward pass for each draw."""
+        """Forward-backward passes for each image: one for each draw."""
         return self.eot
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         offered(victim, self.backward)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         gradient = victim.gradient(

@@ -28,7 +28,7 @@ class FixedMaskBPDA(ProjectedGradient):
     keep: Keep = "best"
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         return ascend(self, _Held(victim), batch, threat, draws)
 
 
@@ -44,7 +44,7 @@ class _Held:
 
     @property
     def randomised(self) -> bool:
-        """To one who always meets the same draw it is not."""
+        """False: the attack always meets the same draw."""
         return False
 
     @property

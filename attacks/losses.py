@@ -1,4 +1,4 @@
-"""What an attack maximises: functions of logits (N, K) and true labels (N,) to losses (N,).
+"""Losses that an attack maximises: functions of logits (N, K) and true labels (N,) to (N,).
 
 Margins (`margin`, `dlr`, `probability`) are positive exactly where a sample is misclassified. All are
 differentiable almost everywhere.
@@ -20,23 +20,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) minus the log-probability of the true label (Goodfellow et al. 2015).
+    """Return minus the log-probability of the true label, (N,) (Goodfellow et al. 2015).
 
-    Its float32 gradient is exactly zero where the model is certain: `margin` is not blind there.
+    Its float32 gradient is exactly zero where the model is certain; that of `margin` is not.
     """
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) max over j != y of z_j, minus z_y (Carlini and Wagner 2017, objective f_6)."""
+    """Return max over j != y of z_j, minus z_y, (N,) (Carlini and Wagner 2017, objective f_6)."""
     true = logits.gather(1, labels[:, None]).squeeze(1)
     return _others(logits, labels).amax(dim=1) - true
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) the margin over the distance of the greatest logit from the third.
+    """Return the margin divided by the distance of the greatest logit from the third, (N,).
 
-    The difference of logits ratio: neither shift nor scale of the logits changes it (Croce and Hein
+    This is the difference of logits ratio: neither shift nor scale of the logits changes it (Croce and Hein
     2020, equation 6).
 
     Raises:
@@ -52,7 +52,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) the greatest probability of another class, minus that of the true one.
+    """Return the greatest probability of another class, minus that of the true one, (N,).
 
     Against one rival class it is linear in the probabilities: its mean over draws of a randomised
     defense is the margin of the mean probabilities, which decides a vote of their sum.
@@ -82,13 +82,13 @@ def towards(loss: LossName, labels: Tensor, rivals: Tensor) -> Callable[[Tensor]
 
 
 def runners_up(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
-    """(N, count) the classes other than the true one, from the most probable on."""
+    """Return the `count` most probable wrong classes, (N, count), the most probable first."""
     true = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, labels[:, None], True)
     return probabilities.masked_fill(true, -torch.inf).topk(count, dim=1).indices
 
 
 def _others(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, K) the logits, with minus infinity at the true label."""
+    """Return the logits (N, K) with minus infinity at the true label."""
     true = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
     return logits.masked_fill(true, -torch.inf)
 
@@ -102,6 +102,6 @@ LOSSES: Mapping[LossName, Loss] = {
 
 
 def against(loss: LossName, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """The loss of that name with these true labels: logits (N, K) -> (N,)."""
+    """Return the named loss for these true labels, as a function of logits (N, K) to (N,)."""
     function = LOSSES[loss]
     return lambda logits: function(logits, labels)

@@ -21,11 +21,11 @@ class Noise(Attack):
 
     @property
     def passes(self) -> int:
-        """None is needed."""
+        """Zero: the model is not asked."""
         return 0
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Images with noise, in the ball and the box."""
+        """Return the images plus uniform noise, within the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         return Perturbed(random_start(batch.images, threat, draws))

@@ -8,32 +8,32 @@ from harness.types import HarnessError, Victim
 
 
 def at_least_one(name: str, value: object) -> None:
-    """A count: an integer of at least 1."""
+    """Raise HarnessError unless `value` is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise HarnessError(f"{name} is {value!r}: it must be an integer of at least 1")
 
 
 def positive(name: str, value: object) -> None:
-    """A length or a rate: a finite number above 0."""
+    """Raise HarnessError unless `value` is a finite number above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
         raise HarnessError(f"{name} is {value!r}: it must be a finite number above 0")
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """A choice among words."""
+    """Raise HarnessError unless `value` is one of the words in `allowed`."""
     if value not in allowed:
         raise HarnessError(f"{name} is {value!r}: it must be one of {', '.join(allowed)}")
 
 
 def text(name: str, value: object) -> None:
-    """A word that is not empty."""
+    """Raise HarnessError unless `value` is a string that is not empty."""
     if not (isinstance(value, str) and value):
         raise HarnessError(f"{name} is {value!r}: it must be a word")
 
 
 def offered(victim: Victim, backward: str) -> None:
-    """A backward pass that the defense at hand offers."""
+    """Raise HarnessError unless the victim's defense offers this backward pass."""
     if backward not in victim.backward_passes:
         raise HarnessError(
             f"backward is {backward!r}, which this defense does not offer: "

@@ -16,5 +16,5 @@ class PGD(ProjectedGradient):
     """Gradient steps projected onto the ball, through the defense as it is (Madry et al. 2018)."""
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         return ascend(self, victim, batch, threat, draws)

@@ -1,4 +1,4 @@
-"""Provide the second adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
+"""The second adaptive attack of the ME-Net paper (Yang et al. 2019, section 3.4)."""
 
 from __future__ import annotations
 

@@ -97,12 +97,12 @@ class ProjectedGradient(Attack):
 
     @property
     def gradients(self) -> int:
-        """Gradients an image needs at most: the budget by which attacks are compared."""
+        """Gradients for each image, at most: the budget by which attacks are compared."""
         return self.steps * self.eot * (self.restarts + self.targeted)
 
     @property
     def passes(self) -> int:
-        """Passes an image needs at most: its gradients, and the forwards by which candidates are compared."""
+        """Passes for each image, at most: gradients, and forwards by which candidates are compared."""
         ascents = self.restarts + self.targeted
         candidates = 2 * len(self.snapshots) + 2 if self.keep in ("auto", "best") else 0
         compared = candidates + (ascents > 1)
@@ -110,14 +110,14 @@ class ProjectedGradient(Attack):
 
     @property
     def snapshots(self) -> frozenset[int]:
-        """The steps of which a snapshot is kept."""
+        """The steps after which a snapshot is kept."""
         chosen = self.snapshot_steps
         if chosen is None:
             chosen = (*SNAPSHOTS, self.steps // 2)
         return frozenset(number for number in chosen if 0 < number < self.steps)
 
     def step_length(self, threat: ThreatModel) -> float:
-        """The step size, in pixel values; the first one, where it changes."""
+        """Return the step size in pixel values; under a schedule, that of the first step."""
         if self.step_size is not None:
             return self.step_size
         if self.schedule == "adaptive":
@@ -130,7 +130,7 @@ class ProjectedGradient(Attack):
         return dataclasses.replace(self, keep="last") if self.keep == "auto" else self
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         offered(victim, self.backward)
         if self.loss == "dlr" and victim.classes < 3:
@@ -154,7 +154,7 @@ def ascend(
     start: Tensor | None = None,
     direction: Direction | None = None,
 ) -> Perturbed:
-    """Projected gradient ascent with the parameters of `attack`.
+    """Run projected gradient ascent with the parameters of `attack`.
 
     Args:
         batch: the images (N, C, H, W), centres of the balls.
@@ -295,5 +295,5 @@ class _Climb:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(N,) as (N, 1, 1, 1), to go with images."""
+    """Return (N,) as (N, 1, 1, 1), to broadcast against images."""
     return values.reshape(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Which iterate of an ascent is returned, and which of several ascents.
+"""Selection of the iterate that an ascent returns, and of the best of several ascents.
 
 The loss of a step's own draws is a poor judge against a randomised victim: the greatest of many noisy
 losses is a lucky one. So candidates are compared on draws that no step has seen, the same for all.
@@ -31,7 +31,7 @@ class Verdict:
         return Verdict(self.wrong[index], self.loss[index])
 
     def beats(self, other: Verdict) -> Tensor:
-        """(N,) bool: more draws are wrong, or as many at a greater loss."""
+        """Return (N,) bool: true where more draws are wrong, or as many at a greater loss."""
         as_wrong = self.wrong == other.wrong
         return torch.where(as_wrong, self.loss > other.loss, self.wrong > other.wrong)
 
@@ -55,7 +55,7 @@ class Referee:
         return dataclasses.replace(self, draws=self.draws[index])
 
     def judge(self, images: Tensor, labels: Tensor) -> Verdict:
-        """Judge candidates (N, C, H, W): `looks` forwards."""
+        """Judge candidates (N, C, H, W) by `looks` forwards each."""
         wrong = torch.zeros(len(images), device=images.device)
         loss = torch.zeros_like(wrong)
         mean = None
@@ -69,7 +69,7 @@ class Referee:
         return Verdict(wrong / self.looks, loss)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, K) mean probabilities: `looks` forwards."""
+        """Return the mean class probabilities over `looks` draws, (N, K); one forward each."""
         return torch.stack([look.softmax(1) for look in self._looks(images, RANKING)]).mean(dim=0)
 
     def _looks(self, images: Tensor, step: int) -> list[Tensor]:
@@ -115,7 +115,7 @@ class Best:
 
     @property
     def seen(self) -> Tensor:
-        """The best that was compared so far."""
+        """The best of the candidates compared so far."""
         assert self._images is not None
         return self._images
 

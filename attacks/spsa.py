@@ -74,7 +74,7 @@ class SPSA(Attack):
 
     @property
     def passes(self) -> int:
-        """Queries: the samples, and one a step at the iterate itself."""
+        """Queries for each image: the samples, and one at the iterate itself in each step."""
         return self.steps * (self.samples + 1)
 
     def on_source(self) -> SPSA:
@@ -82,7 +82,7 @@ class SPSA(Attack):
         return dataclasses.replace(self, early_stop=False)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         x, result = batch.images, batch.images.clone()
         images, labels = batch.images, batch.labels
         active = torch.arange(len(batch), device=x.device)
@@ -109,7 +109,10 @@ class SPSA(Attack):
         return Perturbed(result)
 
     def estimate(self, victim: Victim, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """(N, C, H, W) the mean over v of v (J(x + delta v) - J(x - delta v)) / (2 delta), v = +-1."""
+        """Estimate the gradient (N, C, H, W) of the loss J from scores.
+
+        It is the mean over random v of +-1 of v (J(x + delta v) - J(x - delta v)) / (2 delta).
+        """
         gradient = torch.empty_like(images)
         chunk = self.chunk or (128 if images.device.type == "cpu" else 4096)
         group = max(1, chunk // self.samples)
@@ -133,7 +136,7 @@ class SPSA(Attack):
         return gradient
 
     def _slices(self, chunk: int) -> Iterator[tuple[int, slice]]:
-        """(draw, pairs): the pairs of one image cut by draw and by what fits into one forward."""
+        """Yield (draw, pairs): an image's pairs, cut by draw and by what fits into one forward."""
         each, most = self.samples // 2 // self.eot, max(1, chunk // 2)
         for draw in range(self.eot):
             for first in range(0, each, most):
@@ -142,7 +145,7 @@ class SPSA(Attack):
 
 
 def rademacher(draws: Draws, *shape: int) -> Tensor:
-    """(N, *shape) float32, -1 or +1 with equal probability; one word gives 64 of them."""
+    """Return (N, *shape) float32 of -1 and +1 with equal probability, 64 from each random word."""
     count = math.prod(shape)
     octets = draws.bits((count + 63) // 64, lane="rademacher").view(torch.uint8)
     places = torch.arange(8, device=octets.device)

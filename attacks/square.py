@@ -49,7 +49,7 @@ class Square(Attack):
 
     @property
     def passes(self) -> int:
-        """Queries."""
+        """Queries for each image, at most."""
         return self.queries
 
     def on_source(self) -> Square:
@@ -57,7 +57,7 @@ class Square(Attack):
         return dataclasses.replace(self, early_stop=False)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images, in the ball and the box."""
+        """Return the perturbed images, in the ball and the box."""
         if not len(batch):
             return Perturbed(batch.images)
         images, labels = batch.images, batch.labels
@@ -102,14 +102,14 @@ class Square(Attack):
         return Perturbed(result)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of the squares at this query, in pixels."""
+        """Return the side of the squares at this query, in pixels."""
         scaled = query * 10_000 / self.queries
         share = self.share * 0.5 ** sum(scaled > halving for halving in _HALVINGS)
         return min(max(round(math.sqrt(share * height * width)), 1), min(height, width))
 
 
 def _squares(draws: Draws, side: int, height: int, width: int) -> Tensor:
-    """(N, 1, H, W) bool: true in one square of that side, anywhere inside each image."""
+    """Return (N, 1, H, W) bool: true in a random square of that side inside each image."""
     places = draws.uniform(2, lane="place")
     top = (places[:, :1] * (height - side + 1)).long()
     left = (places[:, 1:] * (width - side + 1)).long()
@@ -120,5 +120,5 @@ def _squares(draws: Draws, side: int, height: int, width: int) -> Tensor:
 
 
 def _signs(draws: Draws, *shape: int) -> Tensor:
-    """(N, *shape) float32, -1 or +1 with equal probability."""
+    """Return (N, *shape) float32 of -1 and +1 with equal probability."""
     return draws.bernoulli(0.5, *shape, lane="signs").float() * 2.0 - 1.0

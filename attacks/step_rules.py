@@ -55,7 +55,7 @@ class Walk:
         self._checkpoints = adaptive_checkpoints(steps) if schedule == "adaptive" else {}
 
     def select(self, left: Tensor) -> None:
-        """Keep these images only."""
+        """Keep the state of these images only."""
         self._state = {name: value[left] for name, value in self._state.items()}
 
     def move(self, x: Tensor, gradient: Tensor, loss: Tensor, images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Walk:
         return moved
 
     def _adapt(self, x: Tensor, gradient: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(iterates to step from, their gradients, step sizes) by Auto-PGD's rule."""
+        """Return (iterates to step from, their gradients, step sizes) by Auto-PGD's rule."""
         state = self._state
         if not self._number:
             state.update(
@@ -115,5 +115,5 @@ class Walk:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(N,) as (N, 1, 1, 1), to go with images."""
+    """Return (N,) as (N, 1, 1, 1), to broadcast against images."""
     return values.reshape(-1, 1, 1, 1)

@@ -36,13 +36,13 @@ class Transfer(Attack):
 
     @property
     def source(self) -> Source:
-        """Where the images are made."""
+        """The model on which the images are made."""
         defense: Spec | None = None if self.defense is None else parse(self.defense)
         return Source(defense=defense, training=self.training, seed_offset=self.seed_offset)
 
     @property
     def passes(self) -> int | None:
-        """Those of the inner attack."""
+        """Passes of the inner attack for each image; None where it does not say."""
         return self.inner.passes
 
     @property
@@ -51,9 +51,9 @@ class Transfer(Attack):
         return getattr(self.inner, "steps", 0)
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where the inner attack cannot serve."""
+        """Raise HarnessError where the inner attack cannot be used."""
         self.inner.check(victim, threat)
 
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """What the inner attack returns; `victim` is the source."""
+        """Return what the inner attack finds on the source, which `victim` is."""
         return self.inner.on_source().perturb(victim, batch, threat, draws)

@@ -38,22 +38,22 @@ from harness.types import Attack, Batch, Dataset, ThreatModel
 
 STEPS = 40
 HALF = "native, bfloat16"
-"""With `--precision bfloat16`: what a processor gains that computes in it."""
+"""The native attack with `--precision bfloat16`, for processors that compute in it."""
 Contestant = Callable[[Batch], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is attacked, and within which ball."""
+    """A model, its training and the ball in which it is attacked."""
 
     dataset: str
     model: str
     epsilon: float
     step_size: float
     batches: int
-    """Of 64 images, in training."""
+    """Training batches of 64 images."""
     robust: bool
-    """Whether there is a race on an adversarially trained model too."""
+    """True where an adversarially trained model is raced on too."""
 
     @property
     def threat(self) -> ThreatModel:
@@ -89,7 +89,7 @@ class Row:
 
 
 def bare_loop(model: nn.Module, case: Case) -> Contestant:
-    """Projected gradient descent in the fewest lines: what no attack can undercut without leaving."""
+    """Return projected gradient descent in the fewest lines, a bound where no image leaves early."""
 
     def attack(batch: Batch) -> Tensor:
         images, labels = batch.images, batch.labels
@@ -110,7 +110,7 @@ def bare_loop(model: nn.Module, case: Case) -> Contestant:
 def native(
     attack: Attack, model: nn.Module, case: Case, search: Precision = "float32"
 ) -> Contestant:
-    """The attack through the view that watches it in every evaluation; another start at every call."""
+    """Return the attack run through the view, as in an evaluation, with a new start at each call."""
     defended = Defended(model, defenses.get("vanilla")(), 10, search=search).frozen()
     seeds = itertools.count()
 
@@ -195,7 +195,7 @@ def race(
     repeats: int,
     clock: Callable[[], float],
 ) -> list[Row]:
-    """The contestants in turns; the first one named is the native attack that the others are held against."""
+    """Run the contestants in turns; the first one is native, and the others are compared with it."""
     times: dict[str, list[float]] = {key: [] for key in contestants}
     found: dict[str, list[float]] = {key: [] for key in contestants}
     order = list(contestants)
@@ -221,14 +221,14 @@ def race(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, batch: Batch, case: Case) -> float:
-    """Robust accuracy, after a check that the images keep to the ball and the box."""
+    """Return the robust accuracy after checking that the images keep to the ball and the box."""
     assert (images - batch.images).abs().max() <= case.epsilon + 2e-5, "left the ball"
     assert images.min() >= -2e-5 and images.max() <= 1 + 2e-5, "left the box"
     return (model(images).argmax(1) == batch.labels).float().mean().item()
 
 
 def trained(case: Case, dataset: Dataset, cache: Path, *, adversarial: bool) -> nn.Module:
-    """The model after `batches` of 64; `adversarial`: after 600 more, with weak steps on the images."""
+    """Return the model after `batches` of 64; `adversarial`: after 600 more on weakly attacked images."""
     torch.manual_seed(0)
     model: nn.Module = models.get(case.model)(tuple(dataset.shape), 10)
     model = model.to(memory_format=torch.channels_last)  # as in every run of the harness
@@ -259,7 +259,7 @@ def trained(case: Case, dataset: Dataset, cache: Path, *, adversarial: bool) -> 
 
 
 def two_steps(model: nn.Module, batch: Batch, epsilon: float) -> Tensor:
-    """Images after two signed steps of 0.7 epsilon from a random start."""
+    """Return the images after two signed steps of 0.7 epsilon from a random start."""
     delta = (torch.rand_like(batch.images) * 2 - 1) * epsilon
     for _ in range(2):
         x = (batch.images + delta).clamp(0, 1).requires_grad_(True)

@@ -48,7 +48,7 @@ TRANSFORM = {  # milliseconds a CIFAR-10 image, CPU time of one core (AMD EPYC),
     "thermometer": 0.1,
 }
 UNKNOWN = 5_000
-"""Passes of an attack that does not say: AutoAttack, at most about so many."""
+"""Passes assumed of an attack that does not say: about the most that AutoAttack makes."""
 BATCH = 128
 
 
@@ -73,7 +73,7 @@ class Task:
 
 @functools.cache
 def flops(model: str, shape: tuple[int, int, int], classes: int) -> tuple[float, float]:
-    """(operations of a forward of one image, bytes of the weights)"""
+    """Return (floating-point operations of one image's forward pass, bytes of the weights)."""
     from harness.spec import parse
 
     with torch.device("meta"):
@@ -116,7 +116,7 @@ class Graph:
         return len(self.tasks) - 1
 
     def pass_seconds(self, target: Target) -> tuple[float, float, float]:
-        """(forward of the network, transformation, bytes of the weights) for one image."""
+        """Return (seconds of a forward pass, of a transformation, bytes of the weights) for one image."""
         _, _, shape, classes = SIZES[target.dataset]
         defense = _defense(target)
         seen = (defense.output_channels(shape[0]), *shape[1:])
@@ -187,7 +187,7 @@ def _defense(target: Target) -> Defense:
 
 
 def longest(tasks: Sequence[Task]) -> tuple[list[float], list[int]]:
-    """Seconds from the beginning of each task to the end of all that waits for it; the longest chain."""
+    """Return seconds from each task's start to the end of all that waits for it; the longest chain."""
     waiting: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):
         for before in task.after:
@@ -202,7 +202,7 @@ def longest(tasks: Sequence[Task]) -> tuple[list[float], list[int]]:
 
 
 def schedule(tasks: Sequence[Task], gpus: int, order: Sequence[float]) -> float:
-    """Seconds until all is done, where a free GPU takes the ready task of the lowest `order`."""
+    """Return the seconds until all is done, where a free GPU takes the ready task of the lowest `order`."""
     open_, ready, running = [len(task.after) for task in tasks], [], []
     waiting: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):

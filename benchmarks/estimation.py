@@ -42,7 +42,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def problems(name: str, p: float, count: int, folder: Path | None) -> tuple[Tensor, Tensor]:
-    """`count` test images as concat matrices in [-1, 1], and a mask."""
+    """Return `count` test images as concat matrices in [-1, 1], and a mask."""
     images = data.load(name, "test", data_dir=folder).images
     images = images[torch.linspace(0, len(images) - 1, count).long()].float()
     if images.max() > 1:
@@ -54,7 +54,7 @@ def problems(name: str, p: float, count: int, folder: Path | None) -> tuple[Tens
 def race(
     theirs: Callable[[int], object], ours: Callable[[], object], few: int, many: int, rounds: int
 ) -> tuple[float, float, list[float]]:
-    """Median seconds an image of both, and the ratios of the rounds; `theirs` takes one image."""
+    """Return median seconds an image of both, and each round's ratio; `theirs` takes one image."""
     ours()
     theirs(0)
     pairs = []
@@ -146,7 +146,7 @@ def soft(name: str, p: float, observed: Tensor, mask: Tensor, rounds: int) -> li
         answers[index] = torch.from_numpy(solver.fit_transform(holes[index]))
 
     def objective(value: Tensor, index: int) -> float:
-        """The paper's, of the free estimate: fancyimpute copies observed entries over it."""
+        """Return the paper's objective of the estimate before observed entries are copied over it."""
         error = ((value - observed[index]) * mask[index]).double().square().sum() / 2
         return float(error + largest[index] / 50 * torch.linalg.svdvals(value.double()).sum())
 

@@ -1,4 +1,4 @@
-"""What matrix estimation costs against image side, keep probability and batch size.
+"""Cost of matrix estimation against image side, keep probability and batch size.
 
     OMP_NUM_THREADS=1 python -m benchmarks.estimation_scaling --out docs/figures
 
@@ -35,7 +35,7 @@ PROBABILITIES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def crops(count: int, side: int) -> Tensor:
-    """(count, side, side) in [-1, 1] from real photographs, 427 x 640."""
+    """Return crops (count, side, side) in [-1, 1] of real photographs, 427 x 640."""
     from sklearn.datasets import load_sample_images
 
     photos = [
@@ -62,7 +62,7 @@ def masks(like: Tensor, p: float) -> Tensor:
 
 
 def cost(observed: Tensor, mask: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median milliseconds an image, and mean iterations, of each estimator."""
+    """Return median milliseconds an image, and mean iterations, of each estimator."""
     times: dict[str, list[float]] = {name: [] for name in ESTIMATORS}
     steps = {}
     for turn in range(rounds + 1):
@@ -77,7 +77,7 @@ def cost(observed: Tensor, mask: Tensor, rounds: int) -> dict[str, tuple[float, 
 
 
 def peak(name: str, count: int, height: int, width: int) -> float:
-    """Resident memory above the loaded input, MiB, in this process (Linux)."""
+    """Return the peak of resident memory above the loaded input, MiB, in this process (Linux)."""
     torch.set_num_threads(1)
     # Smooth low-rank images: what is measured is memory, not convergence.
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def peak(name: str, count: int, height: int, width: int) -> float:
 
 
 def high_water() -> float:
-    """MiB. `getrusage` would count what the parent process had before this one was started."""
+    """Return the peak of resident memory, MiB; `getrusage` would count the parent's share too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 

@@ -1,4 +1,4 @@
-"""What a GPU makes of the parts that the cost of a cell consists of, each beside its bound.
+"""Speed on a GPU of the parts that the cost of a cell consists of, each beside its bound.
 
     python -m benchmarks.gpu estimation step race same --data-dir FOLDER [--csv FILE] [--device cuda]
 
@@ -44,7 +44,7 @@ EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 40
 THREAT = ThreatModel(epsilon=EPSILON)
 ROUNDS = 7
 Row = tuple[str, str, str]
-"""What was measured, the figure, and what it is to be held against."""
+"""A measurement: its name, the figure, and the bound to compare it with."""
 
 
 class Bench:
@@ -63,7 +63,7 @@ class Bench:
         return time.perf_counter() - begin
 
     def median(self, *calls: Callable[[], object]) -> list[float]:
-        """Median seconds of each, taken in turns."""
+        """Return the median seconds of each call, taken in turns."""
         for call in calls * 2:
             call()
         turns = [[self.seconds(call) for call in calls] for _ in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""What the guards around guests cost: PGD-40 with and without them, batch by batch in turn, in one process.
+"""Cost of the guards around guests: PGD-40 with and without them, batch by batch in turn, in one process.
 
     python -m benchmarks.guards [--dataset mnist] [--images 1024] [--batch-size 128] [--steps 40]
 
@@ -30,7 +30,7 @@ from harness.types import ThreatModel
 
 
 class Unguarded(Generation):
-    """The same attack, and nobody looks."""
+    """The same attack without the guards."""
 
     @contextlib.contextmanager
     def _watched(

@@ -1,4 +1,4 @@
-"""What a second worker gains, and what the scheduler costs.
+"""Gain of a second worker, and cost of the scheduler.
 
     python -m benchmarks.scaling                    # on a machine where two cores are free: minutes
     python -m benchmarks.scaling --only scheduler
@@ -24,14 +24,14 @@ import time
 from pathlib import Path
 
 FLOOR = 1.7
-"""Two workers are at least so many times as fast as one."""
+"""The least ratio of one worker's time to that of two."""
 MOST = 0.050
-"""Seconds that a cell may cost beside its work."""
+"""The most seconds that a cell may cost beside its work."""
 PLANNED = 10_000
 
 
 def command(arguments: argparse.Namespace, folder: Path, results: str, workers: int) -> list[str]:
-    """`harness run` on a fresh results folder and the shared cache."""
+    """Return the words of `harness run` on a fresh results folder and the shared cache."""
     return [
         *(sys.executable, "-m", "harness", "run", "--dataset", "digits", "--quiet"),
         *("--defense", "vanilla", "--defense", "menet-usvt", "--attack", "bpda"),
@@ -43,7 +43,7 @@ def command(arguments: argparse.Namespace, folder: Path, results: str, workers: 
 
 
 def seconds(words: list[str]) -> float:
-    """Wall time of a command, one thread a process."""
+    """Return the wall time of a command, one thread a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = time.monotonic()
     subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -51,7 +51,7 @@ def seconds(words: list[str]) -> float:
 
 
 def speedup(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Two workers against one; whether the median ratio reaches the floor."""
+    """Time two workers against one; return True where the median ratio reaches `FLOOR`."""
     seconds(command(arguments, folder, "first", 1))  # trains; warms the disk's cache
     records = contents(folder / "first")
     ratios = []
@@ -78,13 +78,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Planning and the cost around a cell; whether both are below what is allowed."""
+    """Time planning and the cost around a cell; return True where both are as low as required."""
     import torch
 
     from harness.cells import defaults

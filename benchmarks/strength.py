@@ -1,4 +1,4 @@
-"""Which backward pass is strongest: backward passes x estimators x training, at one budget of gradients.
+"""Strength of backward passes: passes x estimators x training, at one budget of gradients.
 
     python -m benchmarks.strength run --dataset mnist --limit 200 --results runs/strength
     python -m benchmarks.strength table --results runs/strength --out results/strength
@@ -38,7 +38,7 @@ HEADER = (
 
 
 def attack(backward: str, arguments: argparse.Namespace) -> str:
-    """The attack as text: sign ascent on the margin, the best iterate by fresh draws."""
+    """Return the attack as text: sign ascent on the margin, the best iterate by fresh draws."""
     size = TRAVEL * arguments.epsilon / arguments.steps
     return (
         f"bpda(steps={arguments.steps},eot={arguments.eot},step_size={size:.6g},loss=margin,"
@@ -47,7 +47,7 @@ def attack(backward: str, arguments: argparse.Namespace) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train and attack every model of the grid; the first exit status that is not zero."""
+    """Train and attack every model of the grid; return the first exit status that is not zero."""
     for training in arguments.trainings:
         for estimator in arguments.estimators:
             command = [sys.executable, "-m", "harness", "run", "--dataset", arguments.dataset]
@@ -66,14 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def records(folder: Path) -> list[Record]:
-    """Every record of a results folder that is damaged nowhere."""
+    """Return all records of a results folder; a damaged one raises an error."""
     store = Store(folder)
     found = (store.read_json("records", name, Record) for name in store.names("records"))
     return [record for record in found if record is not None]
 
 
 def groups(found: Sequence[Record]) -> Iterator[dict[str, Record]]:
-    """Records that differ in `backward` alone, by its name; those of one model stand together."""
+    """Yield groups of records that differ in `backward` alone, by its name; a model's are adjacent."""
     together: dict[str, dict[str, Record]] = {}
     for record in found:
         parameters = dict(record.resolved["attack"].get("parameters", {}))
@@ -93,7 +93,7 @@ def _model(record: Record) -> str:
 
 
 def rows(group: dict[str, Record]) -> Iterator[list[str]]:
-    """One row a backward pass, in the order of `PASSES`."""
+    """Yield one row for each backward pass, in the order of `PASSES`."""
     for backward in PASSES:
         record = group.get(backward)
         if record is None:

@@ -63,7 +63,7 @@ class Toolbox:
         return torch.from_numpy(np.stack(found)).reshape(self.shape)
 
     def values(self, candidate: Tensor) -> np.ndarray:
-        """The toolbox's objective at a candidate (N, C, H, W), one for each channel."""
+        """Return the toolbox's objective at a candidate (N, C, H, W), one for each channel."""
         planes = candidate.double().reshape(-1, *self.shape[2:]).numpy()
         return np.array(
             [
@@ -74,7 +74,7 @@ class Toolbox:
 
 
 def exact(image: Tensor, kept: Tensor) -> np.ndarray:
-    """One channel (H, W) by cvxpy's interior-point solver."""
+    """Solve one channel (H, W) by cvxpy's interior-point solver."""
     import cvxpy
 
     x, mask = image.double().numpy(), kept.numpy().astype(float)

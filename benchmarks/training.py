@@ -1,4 +1,4 @@
-"""What a defense costs in training: images a second of every defense next to vanilla, in one process.
+"""Cost of a defense in training: images a second of every defense next to vanilla, in one process.
 
     python -m benchmarks.training [--dataset mnist] [--images 4000] [--data-dir FOLDER] [--csv FILE]
 
@@ -42,7 +42,7 @@ HEADER = ("defense", "images/s", "times vanilla's cost", "made once, s per 1,000
 
 
 def target(words: str, dataset: str, images: int, turn: int) -> Target:
-    """One epoch of training; the learning rate differs by turn, so that no turn loads another's weights."""
+    """Return a target of one epoch; its learning rate differs by turn, so that each turn trains anew."""
     name, _, kind = words.partition(" ")
     kind = "adversarial" if name == "madry" else kind or "pure"
     rate = 0.01 + turn * 1e-6

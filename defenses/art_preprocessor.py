@@ -48,7 +48,7 @@ DETERMINISTIC = frozenset(
         "ThermometerEncoding",
     )
 )
-"""Any other is taken to draw random numbers, and goes through its images one by one."""
+"""Transformations without random numbers. All others are applied to one image at a time."""
 OURS = (
     "self",
     "apply_fit",
@@ -147,9 +147,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArtPreprocessor(Defense):
-    """Apply one transformation of the toolbox with an identity backward pass.
+    """A transformation of the toolbox with an identity backward pass.
 
-    `parameters` are its constructor's, as sorted pairs.
+    `parameters` are those of its constructor, as sorted pairs.
     """
 
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "identity"
@@ -197,16 +197,16 @@ class ArtPreprocessor(Defense):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomArtPreprocessor(ArtPreprocessor):
-    """Apply one that draws random numbers."""
+    """A transformation of the toolbox that draws random numbers."""
 
     randomised: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatedArtPreprocessor(ArtPreprocessor):
-    """Apply one whose backward pass is the toolbox's own `estimate_gradient`.
+    """A transformation of the toolbox with the toolbox's own `estimate_gradient` as backward pass.
 
-    ThermometerEncoding's is zero at black pixels, which weakens attacks: prefer `thermometer`.
+    That of ThermometerEncoding is zero at black pixels, which weakens attacks: prefer `thermometer`.
     """
 
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "surrogate"
@@ -227,7 +227,7 @@ class EstimatedArtPreprocessor(ArtPreprocessor):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchArtPreprocessor(ArtPreprocessor):
-    """Apply one that is written in torch, with its exact backward pass."""
+    """A transformation of the toolbox written in torch, with its exact backward pass."""
 
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "exact"
     differentiable: ClassVar[bool] = True
@@ -239,13 +239,13 @@ class TorchArtPreprocessor(ArtPreprocessor):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomTorchArtPreprocessor(TorchArtPreprocessor):
-    """Apply one that is written in torch and draws random numbers."""
+    """A transformation of the toolbox written in torch that draws random numbers."""
 
     randomised: ClassVar[bool] = True
 
 
 class _Estimated(torch.autograd.Function):
-    """Pass on what was computed, and back the toolbox's estimate."""
+    """Forward: the computed result. Backward: the toolbox's gradient estimate."""
 
     @staticmethod
     def forward(context: Any, images: Tensor, hard: Tensor, art: Any) -> Tensor:
@@ -282,7 +282,7 @@ def kind_of(name: str, art: Any) -> type[ArtPreprocessor]:
 
 
 class Factory:
-    """Make the defense `art:Name`; `parameters` says which it takes."""
+    """A factory of the defense `art:Name`; `parameters` says what it takes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -323,5 +323,5 @@ def _frozen(value: Any) -> Any:
 
 @defenses.bridge("art")
 def art(name: str) -> Callable[..., Defense]:
-    """Find any input transformation of the adversarial-robustness-toolbox: art:JpegCompression."""
+    """Input transformations of the adversarial-robustness-toolbox by class name: art:JpegCompression."""
     return Factory(name)

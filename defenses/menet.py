@@ -73,7 +73,7 @@ class MENet(Defense):
     @property
     @abc.abstractmethod
     def estimator(self) -> Estimator:
-        """(observed, mask) -> Estimate, on batched matrices."""
+        """The estimator: (observed, mask) -> Estimate, on batched matrices."""
 
     def computed_by(self, device: str) -> Mapping[str, str]:
         """Return whether estimation runs compiled or through torch."""
@@ -89,12 +89,12 @@ class MENet(Defense):
         return approximate_rank(images)
 
     def keep_probability(self, k: int) -> float:
-        """p_k of training mask k, counted from 0."""
+        """Return the keep probability of training mask k, counted from 0."""
         return self.p_low + (k + 1) * (self.p_high - self.p_low) / self.masks
 
     @property
     def inference_probability(self) -> float:
-        """The mean of the training probabilities."""
+        """The keep probability at inference: the mean of the training probabilities."""
         return sum(map(self.keep_probability, range(self.masks))) / self.masks
 
     def transform(

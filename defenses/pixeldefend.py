@@ -17,7 +17,7 @@ from harness.types import Defense, HarnessError
 
 @torch.no_grad()
 def purify(network: GatedPixelCNN, images: Tensor, radius: int, *, chunk: int = 0) -> Tensor:
-    """Greedy purification (Song et al. 2018, algorithm 1), batched: (N, C, H, W) in [0, 1] -> same.
+    """Purify (N, C, H, W) in [0, 1] greedily (Song et al. 2018, algorithm 1); the shape stays.
 
     In raster order, channel by channel, every value becomes the likeliest one, given what was
     decided before it, within `radius` of the 256 levels around the (rounded) original; the lowest
@@ -74,7 +74,7 @@ class PixelDefend(Defense):
 
     @property
     def radius(self) -> int:
-        """The ball's radius in levels; a rounded 16/255 is 16."""
+        """The radius of the ball in grey levels; a rounded 16/255 is 16."""
         return int(self.purify_epsilon * (LEVELS - 1) + 1e-3)
 
     def auxiliary_module(self, shape: tuple[int, int, int]) -> nn.Module | None:
@@ -83,7 +83,7 @@ class PixelDefend(Defense):
         )
 
     def auxiliary_loss(self, module: nn.Module, images: Tensor) -> Tensor:
-        """(N,) negative log-likelihood, in bits per dimension."""
+        """Return the negative log-likelihood (N,), in bits per dimension."""
         return _density(module).bits_per_dimension(images)
 
     def auxiliary_plan(self) -> Mapping[str, Any]:
@@ -102,7 +102,7 @@ class PixelDefend(Defense):
         *,
         version: int | None = None,
     ) -> Tensor:
-        """The images as they are: the classifier behind PixelDefend is an unmodified one."""
+        """Return the images unchanged: the classifier behind PixelDefend is an unmodified one."""
         return images
 
 

@@ -14,12 +14,12 @@ from harness.types import Defense, HarnessError
 
 
 def thresholds(levels: int, like: Tensor) -> Tensor:
-    """(levels, 1, 1): 0/levels, 1/levels, ..., (levels - 1)/levels."""
+    """Return the thresholds 0/levels, 1/levels, ..., (levels - 1)/levels as (levels, 1, 1)."""
     return (torch.arange(levels, device=like.device, dtype=like.dtype) / levels).view(-1, 1, 1)
 
 
 def encode(images: Tensor, levels: int) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> (N, C * levels, H, W) of zeros and ones.
+    """Encode (N, C, H, W) in [0, 1] as (N, C * levels, H, W) of zeros and ones.
 
     Channel c * levels + k is one where the value of channel c exceeds k / levels. Level 0 is always
     one: a code has at least one level (Buckman et al. 2018, section 3.1), so that nothing hinges on
@@ -31,7 +31,7 @@ def encode(images: Tensor, levels: int) -> Tensor:
 
 
 def slide(images: Tensor, levels: int) -> Tensor:
-    """(N, C * levels, H, W): min(max(levels * x - k + 1, 0), 1), the linear interpolation.
+    """Return min(max(levels * x - k + 1, 0), 1), the linear interpolation, (N, C * levels, H, W).
 
     This is what the released code of Athalye et al. (2018) differentiates: each value gets its
     gradient from the next level that it would switch on. The last level is not cut at 1, so that
@@ -44,7 +44,9 @@ def slide(images: Tensor, levels: int) -> Tensor:
 
 
 def ramp(images: Tensor, levels: int) -> Tensor:
-    """(N, C * levels, H, W): min(max(x - k / levels, 0), 1) (Athalye et al. 2018, section 4.1.1).
+    """Return min(max(x - k / levels, 0), 1), (N, C * levels, H, W).
+
+    The formula of Athalye et al. (2018, section 4.1.1).
 
     Each value gets gradients from every level that it exceeds, and from none that it could switch
     on. Level 0 passes them at x = 0 too, so that black pixels keep a gradient.

@@ -29,7 +29,7 @@ from torch import Tensor
 
 RELAXATION = 1.9
 BALANCE = 0.06
-"""Of the step sizes, in unit coordinates: the best on photographs and on digits."""
+"""Ratio of the step sizes in unit coordinates: the best on photographs and on digits."""
 PRIMAL_STEP = BALANCE / math.sqrt(8.0)  # the squared norm of the difference operator is below 8
 DUAL_STEP = 1.0 / (BALANCE * math.sqrt(8.0))
 CHECK_EVERY = 10
@@ -60,7 +60,7 @@ def objective(
     weight: float | Tensor = 0.03,
     isotropic: bool = True,
 ) -> Tensor:
-    """(N, C) float64: the problem's value at `candidate` (N, C, H, W). As in `minimise`."""
+    """Return the objective (N, C) float64 at `candidate` (N, C, H, W); arguments as in `minimise`."""
     candidate, images = candidate.double(), images.double()
     error = torch.where(kept, (candidate - images) ** 2, 0.0).sum(dim=(-2, -1))
     down = torch.zeros_like(candidate)
@@ -82,7 +82,7 @@ def minimise(
     max_iterations: int = 20_000,
     chunk: int | None = None,
 ) -> Reconstruction:
-    """The images of least total variation that agree with the kept pixels.
+    """Return the images of least total variation that agree with the kept pixels.
 
     Args:
         images: (N, C, H, W) float; the values of dropped pixels are never read.
@@ -164,13 +164,13 @@ class _Work:
     index: Tensor
 
     def only(self, index: Tensor) -> _Work:
-        """These problems alone."""
+        """Return the problems at `index` alone."""
         tensors = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return _Work(*(tensor.index_select(tensor.ndim - 1, index) for tensor in tensors))
 
 
 def _prepare(x: Tensor, kept: Tensor, weights: Tensor) -> _Work:
-    """Problems (M, H, W) with weights (M,) at their start: what is dropped at the mean."""
+    """Set up problems (M, H, W) with weights (M,); dropped pixels start at the mean of the kept."""
     kept = kept.permute(1, 2, 0).to(x.dtype)
     x = torch.nan_to_num(x.permute(1, 2, 0)) * kept
     dropped = 1.0 - kept
@@ -206,7 +206,7 @@ def _prepare(x: Tensor, kept: Tensor, weights: Tensor) -> _Work:
 
 
 def _iterate(work: _Work, isotropic: bool, steps: int) -> None:
-    """Takes `steps` steps in place; the last unrelaxed point is left in the `new` tensors."""
+    """Take `steps` steps in place; the last unrelaxed point is left in the `new` tensors."""
     z, down, right = work.z, work.down, work.right
     new_z, new_down, new_right = work.new_z, work.new_down, work.new_right
     pull, ahead = work.scratch_1, work.scratch_2
@@ -234,7 +234,7 @@ def _iterate(work: _Work, isotropic: bool, steps: int) -> None:
 
 
 def _differences(z: Tensor, down: Tensor, right: Tensor) -> None:
-    """Writes each pixel's differences to the next ones below and beside it; 0 at the border."""
+    """Write each pixel's differences to the next ones below and beside it; 0 at the border."""
     torch.sub(z[1:], z[:-1], out=down[:-1])
     torch.sub(z[:, 1:], z[:, :-1], out=right[:, :-1])
     down[-1] = 0.0
@@ -242,7 +242,10 @@ def _differences(z: Tensor, down: Tensor, right: Tensor) -> None:
 
 
 def _certify(work: _Work, isotropic: bool) -> tuple[Tensor, Tensor]:
-    """(M,) float64 objective at the new point and gap to the dual value, in unit coordinates."""
+    """Return the objective at the new point and its gap to the dual value, (M,) float64 each.
+
+    Both are in unit coordinates.
+    """
     z, down, right = work.new_z.clamp_(work.low, work.high), work.new_down, work.new_right
     a, b = work.scratch_1, work.scratch_2
     _differences(z, a, b)
@@ -270,12 +273,12 @@ def _certify(work: _Work, isotropic: bool) -> tuple[Tensor, Tensor]:
 
 
 def _total(values: Tensor) -> Tensor:
-    """(M,) float64: the sums over all pixels."""
+    """Return the sums over all pixels, (M,) float64."""
     return values.sum(dim=(0, 1), dtype=torch.float64)
 
 
 def _solve(work: _Work, isotropic: bool, tolerance: float, limit: int, out: Reconstruction) -> None:
-    """Solves the problems of one chunk and writes them to `out`, in the chunk's order."""
+    """Solve the problems of one chunk and write them to `out`, in the chunk's order."""
     height, width, _ = work.x.shape
     open_ = torch.ones_like(work.index, dtype=torch.bool)
     done = 0

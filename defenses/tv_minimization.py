@@ -100,7 +100,7 @@ class TotalVariationMinimisation(Defense):
         return straight_through(images * weight, rebuilt)
 
     def _kept(self, images: Tensor, draws: OpaqueDraws) -> Tensor:
-        """(N, 1 or C, H, W) bool: which values enter."""
+        """Return the mask of kept values, (N, 1 or C, H, W) bool."""
         _, channels, height, width = images.shape
         planes = 1 if self.drop == "pixels" else channels
         return draws.bernoulli(self.keep, planes, height, width, lane="kept").to(images.device)

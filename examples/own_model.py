@@ -15,7 +15,7 @@ MEAN, STD = 0.1307, 0.3081
 
 
 def build() -> nn.Module:
-    """What `--model examples/own_model.py:build` calls; it may also take `shape` and `classes`."""
+    """Return the untrained model for `--model FILE:build`; may also take `shape` and `classes`."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 196, 10)
     )

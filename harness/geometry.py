@@ -9,20 +9,20 @@ from harness.random import Draws, Role
 from harness.types import ThreatModel
 
 TOLERANCE = 2.0**-20
-"""Excess over the ball that float32 rounding explains; more is a violation."""
+"""The excess over the radius that float32 rounding explains; a greater one is a violation."""
 
 
 def norms(difference: Tensor, norm: str) -> Tensor:
-    """(N,) the L-infinity or L2 norm of each sample."""
+    """Return the (N,) L-infinity (`linf`) or L2 (`l2`) norm of each sample of (N, C, H, W)."""
     flat = difference.flatten(1)
     return flat.abs().amax(dim=1) if norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
 
 
 def project(perturbed: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
-    """The point of the ball around `images`, cut with the box [0, 1], that is nearest in its norm.
+    """Return the points of the balls around `images`, and of the box [0, 1], nearest in the ball's norm.
 
-    For L2 the ball comes first and the box second: clipping towards an image inside the box
-    never leaves the ball.
+    For L2, the projection onto the ball comes before that onto the box: clipping to a box that holds the
+    ball's centre never leaves the ball.
     """
     if threat.norm == "linf":
         low, high = images - threat.epsilon, images + threat.epsilon
@@ -34,7 +34,10 @@ def project(perturbed: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def step(direction: Tensor, step_size: float, threat: ThreatModel) -> Tensor:
-    """The steepest-ascent step of length `step_size` along a gradient: its sign, or its L2 direction."""
+    """Return the steepest-ascent step of length `step_size` along a gradient (N, C, H, W).
+
+    It is the sign of the gradient for L-infinity, and its direction for L2.
+    """
     if threat.norm == "linf":
         return direction.sign().mul_(step_size)
     length = norms(direction, "l2").clamp_min(1e-12)
@@ -42,7 +45,7 @@ def step(direction: Tensor, step_size: float, threat: ThreatModel) -> Tensor:
 
 
 def random_start(images: Tensor, threat: ThreatModel, draws: Draws) -> Tensor:
-    """A uniform draw from the ball, clipped to the box (Madry et al. 2018)."""
+    """Return uniform draws from the balls around `images`, clipped to the box (Madry et al. 2018)."""
     start = draws.at(role=Role.START)
     shape = tuple(images.shape[1:])
     if threat.norm == "linf":

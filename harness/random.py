@@ -29,7 +29,7 @@ _MIX_2 = 0x94D049BB133111EB
 
 
 class Role(enum.IntEnum):
-    """Who draws. Two roles never share a stream."""
+    """The purposes of random numbers. Two roles never share a stream."""
 
     WEIGHTS = 1
     SHUFFLE = 2
@@ -47,13 +47,13 @@ class Role(enum.IntEnum):
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit integer."""
+    """Return the signed 64-bit integer that has the bits of an unsigned one."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 
 def mix(value: int) -> int:
-    """SplitMix64's finaliser on a Python integer, taken modulo 2**64."""
+    """Return SplitMix64's finaliser of a Python integer, taken modulo 2**64."""
     value &= _MASK
     value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
     value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
@@ -61,14 +61,14 @@ def mix(value: int) -> int:
 
 
 def mix_tensor(value: Tensor) -> Tensor:
-    """`mix` on every entry of an int64 tensor; its multiplications wrap, its shifts are made logical."""
+    """Return `mix` of every entry of an int64 tensor: multiplications wrap, shifts are made logical."""
     value = (value ^ ((value >> 30) & 0x3_FFFF_FFFF)) * _signed(_MIX_1)
     value = (value ^ ((value >> 27) & 0x1F_FFFF_FFFF)) * _signed(_MIX_2)
     return value ^ ((value >> 31) & 0x1_FFFF_FFFF)
 
 
 def _mix_in_place(value: Tensor) -> Tensor:
-    """`mix_tensor` on a tensor that nobody else holds, with one temporary tensor."""
+    """Apply `mix_tensor` in place, with one temporary tensor, and return the tensor."""
     shifted = torch.empty_like(value)
     for shift, mask, factor in ((30, 0x3_FFFF_FFFF, _MIX_1), (27, 0x1F_FFFF_FFFF, _MIX_2)):
         torch.bitwise_right_shift(value, shift, out=shifted)
@@ -83,7 +83,7 @@ def _single(value: float) -> float:
 
 
 def combine(*parts: int) -> int:
-    """One 64-bit key from several integers; the order counts."""
+    """Return one 64-bit key for several integers; their order counts."""
     key = 0
     for part in parts:
         key = mix(key + _GOLDEN + mix(part))
@@ -91,16 +91,16 @@ def combine(*parts: int) -> int:
 
 
 class Numbers(abc.ABC):
-    """Random numbers of some samples: one row for each, the same whatever else is in the batch.
+    """Random numbers for a batch: one row for each sample, whatever else is in the batch.
 
-    `lane` separates what one caller draws: two lanes share no number.
+    One caller separates its draws by `lane`: two lanes share no number.
     """
 
     __slots__ = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Return the number of samples, N: the leading dimension of all that is drawn."""
+        """Return the number of samples N, the leading dimension of every draw."""
 
     @abc.abstractmethod
     def bits(self, count: int, *, lane: str = "") -> Tensor:
@@ -116,7 +116,7 @@ class Numbers(abc.ABC):
         if isinstance(probability, Tensor):
             probability = probability.reshape(-1, *(1,) * len(shape))
             return self.uniform(*shape, lane=lane) < probability
-        # As `uniform(...) < probability` decides it, without the floating-point numbers.
+        # The same decision as `uniform(...) < probability`, without floating-point numbers.
         threshold = math.ceil(_single(probability) * 2.0**24)
         return self._halves(shape, lane) < threshold
 
@@ -134,7 +134,7 @@ class Numbers(abc.ABC):
         """Return (N, *shape) int32 in [0, 2**24); one word gives two of them."""
         count = math.prod(shape)
         words = self.bits((count + 1) // 2, lane=lane)
-        # Little-endian: of each word the low half comes first.
+        # Little-endian: the low half of each word comes first.
         halves = words.flatten().view(torch.int32).bitwise_right_shift_(8).bitwise_and_(0xFF_FFFF)
         halves = halves.reshape(len(words), 2 * words.shape[1])
         return halves[:, :count].reshape(len(self), *shape)
@@ -142,10 +142,10 @@ class Numbers(abc.ABC):
 
 @final
 class OpaqueDraws(Numbers):
-    """The random numbers that a defense is given: nothing tells who asks for them.
+    """The random numbers that a defense receives, which do not tell who asks for them.
 
-    One key for each sample, mixed from seed, role, step, draw and id, is all that it holds. It cannot be
-    asked for another place of the run, and is neither copied nor pickled.
+    It holds only one key for each sample, mixed from seed, role, step, draw and id. It gives no numbers of
+    another place of the run, and cannot be copied or pickled.
     """
 
     __slots__ = ("_keys",)
@@ -194,7 +194,7 @@ class Draws(Numbers):
     def at(
         self, *, role: Role | None = None, step: int | None = None, draw: int | None = None
     ) -> Draws:
-        """Return the same samples at another place."""
+        """Return the draws of the same samples at another place: with another role, step or draw."""
         return dataclasses.replace(
             self,
             role=self.role if role is None else role,
@@ -203,8 +203,8 @@ class Draws(Numbers):
         )
 
     def opaque(self) -> OpaqueDraws:
-        """Return the same numbers with nothing to read out of them: what a defense is given."""
-        # The zero keeps the numbers of the unnamed lane, and with them the splits of datasets, for ever.
+        """Return the same numbers without seed, role and place, as a defense receives them."""
+        # The zero keeps the numbers of the unnamed lane, and so the splits of datasets, as they always were.
         place = combine(self.seed, int(self.role), 0, self.step, self.draw)
         return OpaqueDraws(mix_tensor(mix_tensor(self.ids) + _signed(place)))
 
@@ -213,15 +213,15 @@ class Draws(Numbers):
 
 
 def permutation(seed: int, count: int, *, role: Role, step: int = 0) -> Tensor:
-    """A permutation of range(count), int64 (count,): the order of an epoch."""
+    """Return a random permutation of range(count), (count,) int64: the order of an epoch."""
     ids = torch.arange(count, dtype=torch.int64)
     return torch.argsort(Draws(seed, ids, role, step).bits(1)[:, 0], stable=True)
 
 
 def content_ids(images: Tensor) -> Tensor:
-    """(N,) int64 that depend on each image's pixels alone: the key of per-input randomness.
+    """Return (N,) int64 ids that depend on each image's pixels alone, for per-input randomness.
 
-    Pixels are read on the 8-bit grid, so that storage in another dtype keeps the key.
+    Pixels are rounded to 8 bits, so that an image stored in another dtype keeps its id.
     """
     pixels = (images.detach().double() * 255.0).round().long().flatten(1)
     position = torch.arange(1, pixels.shape[1] + 1, dtype=torch.int64, device=images.device)

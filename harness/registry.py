@@ -66,7 +66,7 @@ def imported(module: str, package: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Describe one registered plugin: what makes it, a line on what it is, and where it comes from."""
+    """One registered plugin: its maker, a one-line summary, and the package that it comes from."""
 
     name: str
     make: Callable[..., Any]
@@ -76,18 +76,18 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alias:
-    """Stand for a plugin under a name of its own, together with a training."""
+    """A second name that stands for a plugin together with a training."""
 
     plugin: str
     training: Training
 
 
 class Registry:
-    """Hold the plugins of one kind.
+    """All plugins of one kind.
 
-    `package` holds the built-in ones, in modules at any depth, and `group` is the entry-point group. A
-    file `names.toml` in the package may name the `default` of the kind and `aliases`; reading it imports
-    no plugin.
+    The built-in plugins are in the modules of `package`, at any depth; `group` is the entry-point group of
+    those in other packages. A file `names.toml` in the package may name the kind's `default` and `aliases`;
+    reading it imports no plugin.
     """
 
     def __init__(self, kind: str, package: str | None, group: str) -> None:
@@ -161,13 +161,13 @@ class Registry:
 
     @property
     def default(self) -> str:
-        """Return the plugin of this kind that serves where none is named."""
+        """The name of the plugin that is used where none is named."""
         found: str = self._names["default"]
         return found
 
     @functools.cached_property
     def aliases(self) -> Mapping[str, Alias]:
-        """Return the names that mean a plugin and a training together."""
+        """The names that stand for a plugin and a training together."""
         return {name: Alias(**row) for name, row in self._names.get("aliases", {}).items()}
 
     def meant(self, name: str) -> tuple[str, Training | None]:
@@ -181,16 +181,16 @@ class Registry:
         return next((n for n, a in known if (a.plugin, a.training) == (plugin, training)), None)
 
     def bridges(self) -> dict[str, Callable[[str], Callable[..., Any]]]:
-        """Return what answers names of the form `prefix:rest`, by prefix."""
+        """Return the makers for names of the form `prefix:rest`, by prefix."""
         self._find()
         return dict(sorted(self._bridges.items()))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """Return what makes the plugin `name`.
+        """Return the class or function that makes the plugin `name`.
 
         Raises:
-            HarnessError: no such plugin (with the nearest names), an alias, which asks for a training
-                too, or a file that does not load.
+            HarnessError: there is no such plugin (with the nearest names), the name is an alias, which
+                asks for a training too, or a file does not load.
         """
         self._find()
         if name in self._entries:
@@ -232,7 +232,7 @@ class Registry:
 
 
 class Preset:
-    """Make a plugin with some parameters set; explicit ones win."""
+    """A maker of plugins with some parameters set in advance; explicit parameters win."""
 
     def __init__(self, make: Callable[..., Any], preset: dict[str, Any]) -> None:
         self.make = make
@@ -253,7 +253,7 @@ class _Broken:
 
 
 def load_file(path: Path) -> Any:
-    """Return the module in a Python file that the user named. The file is run: it is the user's own code."""
+    """Return the module of a Python file that the user named. The file is executed: it is the user's code."""
     if not path.is_file():
         raise HarnessError(
             f"no file {path}: a plugin of your own is path/to/file.py:Class", page="plugins"
@@ -279,12 +279,12 @@ def load_file(path: Path) -> Any:
 
 
 around_file: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-"""Stands around the execution of a user's file: the engine puts a guard of the process here."""
-_LONGEST = 300
+"""Returns the context in which a user's file is executed. The engine sets it to a guard of the process."""
+_LONGEST = 390
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one printable line, whatever its class makes of being printed."""
+    """Return an error as one printable line, even where its own `__str__` fails."""
     try:
         name = str.encode(type(error).__name__, "utf-8", "backslashreplace").decode()
     except BaseException:

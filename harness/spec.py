@@ -15,7 +15,7 @@ from harness.registry import Registry, nearest
 from harness.types import HarnessError, Page, Spec, number
 
 _PAGES: Mapping[str, Page] = {"attack": "attacks", "defense": "defenses"}
-"""Where the parameters of a kind are listed."""
+"""The page of `docs/` that lists the parameters of a kind of plugin."""
 
 
 def parse(text: str) -> Spec:
@@ -92,10 +92,10 @@ def accepts_any(make: Callable[..., Any]) -> bool:
 
 
 def convert(key: str, value: Any, kind: Any, owner: str) -> Any:
-    """Convert a parameter's value from its text, as its type says.
+    """Return a parameter's value, converted from text to its type.
 
     Raises:
-        HarnessError: what was given, what is allowed.
+        HarnessError: the value does not fit the type.
     """
     allowed = [kind]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -126,7 +126,7 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
     """Make the plugin that a spec names, with its parameters converted.
 
     Args:
-        context: positional facts that the factory takes by name (a model's shape and classes).
+        context: further arguments that the maker takes by name (a model's shape and classes).
 
     Raises:
         HarnessError: unknown plugin, unknown parameter (with the nearest), or a value that does not fit.
@@ -160,7 +160,7 @@ def build(spec: Spec, registry: Registry, **context: Any) -> Any:
 
 
 def _made(registry: Registry) -> str:
-    """Say how the harness calls what a model's file offers."""
+    """Return a sentence on how the harness calls a model's maker; empty for other kinds."""
     if registry.kind != "model":
         return ""
     return (

@@ -1,4 +1,4 @@
-"""The words that every part of the harness speaks. Imports nothing of the project but `random`'s names.
+"""The types that every part of the harness shares. Of the project it imports only `random`, for types.
 
 Images are (N, C, H, W), float32, values in [0, 1]. Labels and sample ids are (N,) int64.
 """
@@ -32,9 +32,9 @@ Page = Literal[
 
 
 class HarnessError(Exception):
-    """Something that the user can mend: one or two lines, no traceback. `status` is the exit status.
+    """An error that the user can mend. The command line prints its one or two lines, without a traceback.
 
-    `page` is where more is said.
+    `status` is the exit status of the command; `page` names the page of `docs/` that says more.
     """
 
     status = 2
@@ -44,13 +44,17 @@ class HarnessError(Exception):
 
 
 class DamageError(HarnessError):
-    """A stored file is not what was written."""
+    """An error for a stored file that is not what was written."""
 
     status = 1
 
 
 def number(text: str) -> float:
-    """A number, or a fraction such as 8/255."""
+    """Return the number that a text states: a decimal such as 0.03 or a fraction such as 8/255.
+
+    Raises:
+        HarnessError: the text is neither.
+    """
     try:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
@@ -142,19 +146,19 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
+        """The shape (C, H, W) of one image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     def batch(self, index: Tensor | slice) -> Batch:
-        """The images at these positions as float32 in [0, 1]."""
+        """Return the samples at these positions, with images as float32 in [0, 1]."""
         images = self.images[index]
         if not images.dtype.is_floating_point:
             images = images.float() / 255.0
         return Batch(images, self.labels[index], self.ids[index])
 
     def first(self, count: int | None) -> Dataset:
-        """The first `count` samples (all where None). The digest stays that of the whole split."""
+        """Return the first `count` samples (None: all). The digest stays that of the whole split."""
         if count is None or count >= len(self):
             return self
         return dataclasses.replace(
@@ -172,51 +176,61 @@ class Defense(abc.ABC):
     """
 
     randomised: ClassVar[bool] = False
-    """Whether `transform` uses its draws: what `is_random` starts from."""
+    """True where `transform` uses its draws; `is_random` is derived from it."""
     backward: ClassVar[Literal["exact", "identity", "surrogate"]] = "exact"
     """The declared backward pass: the transformation's own, the identity (BPDA; Athalye et al. 2018),
     or that of `surrogate`."""
     backward_passes: ClassVar[tuple[str, ...]] = ()
     """Further backward passes, by the names under which `transform_along` offers them."""
     differentiable: ClassVar[bool] = True
-    """Whether automatic differentiation of `transform` gives a meaningful gradient."""
+    """True where automatic differentiation of `transform` gives a meaningful gradient."""
     estimates: int = 0
-    """Fixed training versions of each image, made once and stored; 0 makes a fresh one at every use."""
+    """The number of fixed training versions of each image, made once and stored. With 0, every use of an
+    image makes a fresh version."""
     randomness: Randomness = "fresh"
-    """`fixed`: one draw for all inputs for ever; `per-input`: a function of the pixels; `fresh`: as
-    published."""
+    """The source of the randomness at inference. `fresh` (as published): every query draws anew;
+    `per-input`: the draw is a function of the pixels; `fixed`: one draw serves all inputs."""
 
     @property
     def is_random(self) -> bool:
-        """Whether two looks at one image may differ. Override it where parameters switch the
-        randomness off (a keep probability of 1)."""
+        """True where two queries of one image may be answered differently.
+
+        Override it where parameters switch the randomness off (a keep probability of 1).
+        """
         return self.randomised and self.randomness == "fresh"
 
     def output_channels(self, channels: int) -> int:
-        """How many channels the classifier receives for images of `channels` channels."""
+        """Return the number of channels that the classifier receives for images of `channels` channels."""
         return channels
 
     def auxiliary_module(self, shape: tuple[int, int, int]) -> nn.Module | None:
-        """An untrained module that the transformation needs (PixelDefend's density model), or None."""
+        """Return an untrained module that `transform` needs (PixelDefend: a density model), or None.
+
+        Args:
+            shape: (C, H, W) of the images.
+        """
         return None
 
     def auxiliary_plan(self) -> Mapping[str, Any]:
-        """How the auxiliary module is trained: fields of `harness.results.records.TrainingPlan`."""
+        """Return the training of the auxiliary module as fields of `harness.cells.cells.TrainingPlan`."""
         return {"epochs": 10, "batch_size": 64, "optimiser": "adam", "learning_rate": 1e-3}
 
     def auxiliary_loss(self, module: nn.Module, images: Tensor) -> Tensor:
-        """(N,) the loss by which the auxiliary module is trained on clean images."""
+        """Return the (N,) loss that trains the auxiliary module on clean images (N, C, H, W) in [0, 1]."""
         raise HarnessError(f"{type(self).__name__} has an auxiliary module but no loss for it")
 
     def computed_by(self, device: str) -> Mapping[str, str]:
-        """Return what a record states of how this defense computes, where it has several ways."""
+        """Return what a record states about the implementation used on `device`, by name.
+
+        Override it where the defense has several implementations.
+        """
         return {}
 
     @abc.abstractmethod
     def transform(
         self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
     ) -> Tensor:
-        """What the classifier sees at inference: (N, C, H, W) in [0, 1] -> (N, C', H, W)."""
+        """Return the classifier's input at inference: (N, C, H, W) in [0, 1] -> (N, C', H, W)."""
 
     def training_transform(
         self,
@@ -226,11 +240,11 @@ class Defense(abc.ABC):
         *,
         version: int | None = None,
     ) -> Tensor:
-        """Return what the classifier sees in training.
+        """Return the classifier's input in training: (N, C, H, W) in [0, 1] -> (N, C', H, W).
 
         Args:
-            version: which of the `estimates` stored versions is made, from 0; None for a version that
-                is used once.
+            version: the number, from 0, of the stored version (of `estimates`) that is made; None for a
+                version that is used once.
         """
         return self.transform(images, draws, auxiliary)
 
@@ -242,17 +256,19 @@ class Defense(abc.ABC):
         *,
         outer: OpaqueDraws,
     ) -> Tensor:
-        """Return what the classifier sees inside the attack of one adversarial training step.
+        """Return the classifier's input during the inner attack of an adversarial training step.
 
-        `draws` are the attack's own, one place for each of its steps; `outer` are those with which
-        `training_transform` is called in the same training step, for what both are to share.
+        Args:
+            draws: the draws of the attack, which differ from one of its steps to the next.
+            outer: the draws that `training_transform` receives in the same training step, for randomness
+                that attack and training share.
         """
         return self.transform(images, draws, auxiliary)
 
     def surrogate(
         self, images: Tensor, draws: OpaqueDraws, auxiliary: nn.Module | None = None
     ) -> Tensor:
-        """A differentiable stand-in with `transform`'s output shape, for the backward pass."""
+        """Return a differentiable stand-in for `transform`, of the same shape, for the backward pass."""
         return images
 
     def transform_along(
@@ -264,22 +280,22 @@ class Defense(abc.ABC):
         *,
         outer: OpaqueDraws | None = None,
     ) -> Tensor:
-        """Return `transform` of the same draws, differentiable along one of `backward_passes`."""
+        """Return `transform` under the same draws, differentiable along one of `backward_passes`."""
         raise HarnessError(
             f"{type(self).__name__} names the backward pass {backward!r} without a transform_along"
         )
 
     @property
     def offered_backward_passes(self) -> tuple[str, ...]:
-        """Every backward pass that an attack may ask for, by name."""
+        """The names of all backward passes that an attack may ask for."""
         return ("declared", "exact", "identity", *self.backward_passes)
 
 
 class Victim(Protocol):
-    """What an attack may touch. Access beyond what its threat model grants raises HarnessError.
+    """A defended model as an attack sees it. Access beyond what the attack declares raises HarnessError.
 
-    `draws` carries the ids of the images handed in, so that any subset may be asked about, and the role
-    that the attack was given: a view answers under no other.
+    `draws` carries the ids of the images that are passed in, so that an attack may query any subset of its
+    batch, and the role that the attack was given; a query under another role is refused.
     """
 
     @property
@@ -288,17 +304,18 @@ class Victim(Protocol):
     def randomised(self) -> bool: ...
     @property
     def backward_passes(self) -> tuple[str, ...]:
-        """The names that `gradient` takes for `backward`."""
+        """The names that `gradient` accepts for `backward`."""
         ...
 
     def labels(self, images: Tensor, draws: Draws) -> Tensor:
-        """(N,) int64 predictions: access `labels` and above."""
+        """Return (N,) int64 predicted classes. Needs the access `labels` or more."""
         ...
 
     def logits(self, images: Tensor, draws: Draws) -> Tensor:
-        """(N, K) scores without gradients, in single precision: access `scores` and above.
+        """Return (N, K) float32 logits without gradients. Needs the access `scores` or more.
 
-        Attacks take differences of scores, and those drown in half precision: SPSA leaves 7 % more there.
+        They are computed in single precision because attacks take differences of them, which half
+        precision would round away: SPSA then leaves 7 % more images standing.
         """
         ...
 
@@ -311,30 +328,35 @@ class Victim(Protocol):
         backward: Backward = "declared",
         samples: int = 1,
     ) -> Gradient:
-        """The gradient of `loss` (logits (N, K) -> (N,)) by the images: access `gradients`.
+        """Return the gradient of a loss with respect to the images. Needs the access `gradients`.
 
-        `samples` averages over that many draws of the defense's randomness (expectation over
-        transformation, Athalye et al. 2018): draw numbers `draws.draw * samples + 0, 1, ...`
+        Args:
+            loss: maps logits (N, K) to a loss (N,).
+            backward: the name of the backward pass.
+            samples: the number of draws of the defense's randomness that are averaged (expectation over
+                transformation, Athalye et al. 2018): draw numbers `draws.draw * samples + 0, 1, ...`
         """
         ...
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor:
-        """The defense's transformation alone, without gradients: access `gradients`."""
+        """Return the defense's transformation of the images, without gradients. Needs `gradients`."""
         ...
 
     def module(self, batch: Batch, draws: Draws) -> nn.Module:
-        """The victim as a plain differentiable module images -> logits, for library attacks.
+        """Return the victim as a differentiable module images -> logits, for attacks of other libraries.
 
-        Every call takes new draws (step = number of the call).
+        Every call of the module takes new draws (their step is the number of the call).
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """`value` (N, C, H, W) mean gradient; `loss` (N,) mean loss; `logits` (N, K) mean logits;
-    `correct` (N,) the share of the draws in which the true label was predicted; `probabilities`
-    (N, K) mean softmax of the logits."""
+    """A gradient with what its forward passes gave, all averaged over the draws.
+
+    `value` (N, C, H, W) is the gradient, `loss` (N,) the loss, `logits` (N, K) the logits, `probabilities`
+    (N, K) their softmax, and `correct` (N,) the share of draws in which the true label was predicted.
+    """
 
     value: Tensor
     loss: Tensor
@@ -345,7 +367,7 @@ class Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class Perturbed:
-    """What an attack returns: images for the judge, and earlier iterates by step for the trace."""
+    """The result of an attack: images for the judge, and earlier iterates, by step, for the trace."""
 
     images: Tensor
     snapshots: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
@@ -353,35 +375,40 @@ class Perturbed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack(abc.ABC):
-    """Images to perturbed images. Subclasses are final, frozen, and never judge themselves."""
+    """A search for adversarial images. Subclasses are final and frozen, and never judge their own result."""
 
     access: ClassVar[Access] = "gradients"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     bounded: ClassVar[bool] = True
-    """Whether the attack keeps to the ball. A minimum-norm attack does not: it is reported as accuracy
+    """True where the attack keeps to the ball. A minimum-norm attack does not: it is reported as accuracy
     at epsilon and median distance."""
     adaptive: ClassVar[bool] = False
-    """Whether it was made against the defense at hand: weaker than the plain one means a failed attack."""
+    """True for an attack that was designed against the defense at hand. It has failed where it is weaker
+    than the plain attack."""
 
     @property
     def source(self) -> Source | None:
-        """Where the images are made, if not on the victim."""
+        """The model on which the images are made; None where that is the victim."""
         return None
 
     @property
     def passes(self) -> int | None:
-        """Forward-backward passes (or queries) an image needs at most, for estimates of time."""
+        """The most forward-backward passes (or queries) that an image takes, for estimates of time.
+
+        None where the number is not known.
+        """
         return None
 
     def on_source(self) -> Attack:
-        """Return the attack as `transfer` runs it on another model than the one that is judged.
+        """Return the attack as `transfer` runs it on a model other than the one that is judged.
 
-        What fools the source need not fool the target: an attack that stops where an image falls goes on.
+        An image that fools the source need not fool the target, so an attack that stops at the first
+        success returns a variant of itself that goes on.
         """
         return self
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where the attack cannot be run on this victim under this threat model."""
         if threat.norm not in self.norms:
             raise HarnessError(
                 f"{type(self).__name__} does not serve norm {threat.norm}: "
@@ -390,14 +417,15 @@ class Attack(abc.ABC):
 
     @abc.abstractmethod
     def perturb(self, victim: Victim, batch: Batch, threat: ThreatModel, draws: Draws) -> Perturbed:
-        """Perturbed images of the batch's shape. `draws` has the batch's ids and role ATTACK."""
+        """Return perturbed images of the batch's shape. `draws` has the batch's ids and the role ATTACK."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a transfer attack attacks instead of the victim. None: as the victim."""
+    """The model that a transfer attack attacks in place of the victim. A field of None is the victim's."""
 
     defense: Spec | None = None
     training: Training | None = None
     seed_offset: int = 1
-    """An independent copy: the same training with another seed (the paper, section 3.1)."""
+    """The difference to the victim's seed: an independent copy, trained with another seed (ME-Net,
+    section 3.1)."""

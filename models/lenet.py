@@ -31,7 +31,7 @@ def lenet(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 @models.register("small-cnn")
 def small_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A quick network for small images: strided 4 x 4 convolutions of 16 and 32 channels, 100 hidden units.
+    """Quick network for small images: strided 4 x 4 convolutions, 16 and 32 channels, 100 hidden units.
 
     The one that Wong et al. (2020, "Fast is better than free") train on MNIST.
     """

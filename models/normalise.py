@@ -1,4 +1,4 @@
-"""Put normalisation into a model as its first layer: all that is outside sees pixels in [0, 1]."""
+"""Normalisation as the first layer of a model, which then takes pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Normalise(nn.Module):
-    """Return (x - mean) / std by channel, (N, C, H, W). Both are buffers: saved with the weights."""
+    """(x - mean) / std by channel, (N, C, H, W). Both are buffers: saved with the weights."""
 
     mean: Tensor
     std: Tensor

@@ -38,7 +38,7 @@ def own(
     sha256: str = "",
     **options: Any,
 ) -> nn.Module:
-    """A model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
+    """Model that comes with its weights: own(build=my.py:build,weights=w.safetensors)."""
     if not build:
         raise HarnessError(
             "own needs build=: my.py:build, timm:NAME, hub:owner/repo:NAME, file.pt2"
@@ -117,10 +117,10 @@ def _network(
 
 
 def _find(build: str) -> None:
-    """Find out, before anything is built or stored, whether a name means something.
+    """Check that a name means something before anything is built or stored.
 
     Raises:
-        HarnessError: it does not.
+        HarnessError: there is no such model.
     """
     library, _, rest = build.partition(":")
     if library == "timm":
@@ -137,7 +137,7 @@ def _call(
     options: Mapping[str, Any],
     name: str,
 ) -> Any:
-    """`make` with those of shape, classes and the options that it takes."""
+    """Call `make` with those of shape, classes and the options that it takes."""
     signature = inspect.signature(getattr(make, "make", make))
     takes = signature.parameters
     offered = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
@@ -187,8 +187,10 @@ def _hub(
     pretrained: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """`owner/repo[:tag]` or a folder, then `:NAME`. The repository's code is run: that is what torch
-    hub is."""
+    """Load `NAME` by torch hub from `owner/repo[:tag]:NAME` or `FOLDER:NAME`.
+
+    The code of the repository is run: that is how torch hub works.
+    """
     where, _, entry = rest.rpartition(":")
     if not where or not entry:
         raise HarnessError(
@@ -218,8 +220,10 @@ def _hub(
 
 @contextlib.contextmanager
 def _own_packages(folder: Path | None) -> Iterator[None]:
-    """Lets foreign code import its own `models`, a common name, where ours is loaded already; modules
-    beside the file are found, as by `python my.py`."""
+    """Let foreign code import its own `models`, a common name, where ours is loaded already.
+
+    Modules beside the file are found too, as by `python my.py`.
+    """
     models.names()  # ours are all loaded by now
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_mine(name)}
     path = list(sys.path)
@@ -242,7 +246,7 @@ def _is_mine(name: str) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a safetensors file, or of a torch file without running code.
+    """Return the tensors of a safetensors file by name, or of a torch file, without running code.
 
     Raises:
         HarnessError: there is none, or it holds anything but tensors.
@@ -272,7 +276,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` of DataParallel and the `_orig_mod.` of torch.compile."""
+    """Return the tensors without the prefixes `module.` (DataParallel) and `_orig_mod.` (compile)."""
     found = dict(tensors)
     for prefix in ("_orig_mod.", "module."):
         if found and all(name.startswith(prefix) for name in found):
@@ -304,7 +308,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content.
+    """Return the SHA-256 of a file's content.
 
     Raises:
         HarnessError: there is none.
@@ -338,7 +342,7 @@ def _stated(network: nn.Module, build: str, normalisation: str) -> str:
 
 @models.bridge("timm")
 def timm_model(rest: str) -> Callable[..., nn.Module]:
-    """The models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
+    """Models of timm by name, trained here: `timm:resnet18`. With --weights they come trained."""
 
     _find_in_timm(rest)
 

@@ -53,7 +53,7 @@ def gate(both: Tensor) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    """Compute one gated layer of both stacks. The state of a row or pixel is already strictly causal."""
+    """One gated layer of both stacks. The state of a row or pixel is already strictly causal."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class GatedLayer(nn.Module):
 
 
 class GatedPixelCNN(nn.Module):
-    """Map (N, C, H, W) in [0, 1] to (N, K, H, W), the mixture's parameters at every pixel.
+    """A map from (N, C, H, W) in [0, 1] to the mixture's parameters at every pixel, (N, K, H, W).
 
     Those at pixel i depend on the pixels before i in raster order alone.
 
@@ -174,7 +174,7 @@ class GatedPixelCNN(nn.Module):
 
 
 class Decoder:
-    """Evaluate the network at one pixel after another, in raster order, for images decided as it goes.
+    """The network evaluated pixel by pixel in raster order, for images that are decided on the way.
 
     The vertical stack is computed row by row, from the row before; the horizontal one pixel by
     pixel, from the pixel before: each activation once, where a forward pass for each pixel computes

@@ -30,7 +30,7 @@ def resnet18(
 
 
 class Block(nn.Module):
-    """Compute torchvision's basic block with the same layers and names, but nothing done in place.
+    """torchvision's basic block with the same layers and names, but nothing done in place.
 
     In-place sums and ReLUs change what a hook has seen, and forbid backward hooks.
     """

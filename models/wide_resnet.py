@@ -18,7 +18,7 @@ from harness.types import HarnessError
 
 
 class Block(nn.Module):
-    """Compute with pre-activation: x + conv(relu(bn(conv(relu(bn(x)))))).
+    """A block with pre-activation: x + conv(relu(bn(conv(relu(bn(x)))))).
 
     (N, channels, H, W) -> (N, wide, H / stride, W / stride), sides rounded up. Where the shape
     changes, the shortcut is a 1 x 1 convolution of the first activation.

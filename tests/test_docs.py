@@ -181,6 +181,12 @@ def test_the_page_of_defenses_is_up_to_date() -> None:
     assert done.returncode == 0, "run python tools/document_defenses.py"
 
 
+def test_the_picture_of_the_rooms_is_up_to_date() -> None:
+    tool = ROOT / "tools" / "architecture.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"])
+    assert done.returncode == 0, "run python tools/architecture.py"
+
+
 def test_every_command_has_an_example_in_its_help() -> None:
     for name, command in main.commands.items():
         subcommands = command.commands if isinstance(command, click.Group) else {name: command}

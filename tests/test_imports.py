@@ -172,6 +172,8 @@ WORDS = {
     "transfer": "a word of the paper's claims",
     "boundary": "a word of the paper's claims",
     "spsa": "a word of the paper's claims",
+    "object": "the prefix of plugins that were handed over in memory",
+    "menet": "the method's name in the paper's claims",
     "foolbox": "the library, whose version a record states",
     "torchattacks": "the library, whose version a record states",
 }

@@ -1,4 +1,4 @@
-"""Runs every attack of the libraries on digits and writes what came of it into docs/attacks.md.
+"""Run every attack of the libraries on digits and write the results into docs/attacks.md.
 
     python tools/attack_table.py             # everything, several minutes
     python tools/attack_table.py --only native
@@ -79,7 +79,7 @@ class Plain(Defense):
 
 
 def victim() -> tuple[Defended, Batch]:
-    """The quick network, trained for a few seconds, and test images that it classifies rightly."""
+    """Train the quick network for a few seconds; return it with test images that it gets right."""
     train, test = load("digits", "train"), load("digits", "test")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -99,12 +99,12 @@ def victim() -> tuple[Defended, Batch]:
 
 
 class OutOfTime(BaseException):
-    """Not an Exception, so that no library catches it."""
+    """Raised when the time is up. It is no Exception, so that no library catches it."""
 
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises OutOfTime in the block after so many seconds of processor time."""
+    """Raise OutOfTime in the block after so many seconds of processor time."""
 
     def stop(number: int, frame: object) -> None:
         raise OutOfTime
@@ -119,7 +119,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def row(name: str, summary: str, refusal: str | None, defended: Defended, batch: Batch) -> str:
-    """One line of the table, from a real run."""
+    """Run one attack and return its line of the table."""
     if refusal is not None:
         return f"| `{name}` | – | – | – | – | – | – | refused: {refusal} |"
     settings = REDUCED.get(name, {})
@@ -168,7 +168,7 @@ def _one_line(text: str) -> str:
 
 
 def libraries(names: list[str]) -> list[str]:
-    """The rows of the attacks named, or of all."""
+    """Return the rows of the attacks named, or of all."""
     defended, batch = victim()
     rows = []
     for make in attacks.bridges().values():
@@ -181,7 +181,7 @@ def libraries(names: list[str]) -> list[str]:
 
 
 def native() -> list[str]:
-    """A row for each registered attack, from what it declares."""
+    """Return a row for each registered attack, from what it declares."""
     rows = []
     for entry in attacks:
         make = entry.make
@@ -200,7 +200,7 @@ HEADS = {
 
 
 def written(text: str, section: str, rows: list[str]) -> str:
-    """The document with the section's table replaced."""
+    """Return the document with the section's table replaced."""
     start, end = f"<!-- {section}: start -->", f"<!-- {section}: end -->"
     table = "\n".join([start, HEADS[section], *rows, end])
     if start not in text or end not in text:
@@ -209,7 +209,7 @@ def written(text: str, section: str, rows: list[str]) -> str:
 
 
 def main() -> None:
-    """Makes the tables."""
+    """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="make the rows of these attacks only")
     parser.add_argument("--only", choices=sorted(HEADS))

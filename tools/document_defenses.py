@@ -1,4 +1,4 @@
-"""Writes the generated part of docs/defenses.md from the registry.
+"""Write the generated part of docs/defenses.md from the registry.
 
 python tools/document_defenses.py [--check]
 """
@@ -18,7 +18,7 @@ COMMON = {"estimates", "randomness"}
 
 
 def generated() -> str:
-    """A table of all defenses, and their fields with defaults."""
+    """Return a table of all defenses, and their fields with defaults."""
     rows = ["| name | | randomised | backward pass | differentiable |", "|---|---|---|---|---|"]
     fields = ["", "| name | fields and defaults |", "|---|---|"]
     for entry in defenses:
@@ -40,7 +40,7 @@ def generated() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its generated part made anew."""
+    """Return the page with its generated part replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{generated()}\n{END}{after}"

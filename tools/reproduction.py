@@ -1,4 +1,4 @@
-"""Claim by claim, what a results folder has to say: the part of docs/reproduction.md between its two marks.
+"""Compare a results folder with each claim: the part of docs/reproduction.md between its two marks.
 
     python tools/reproduction.py results/laptop --profile laptop
 

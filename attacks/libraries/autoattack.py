@@ -38,7 +38,7 @@ class AutoAttack(Attack):
     """`standard`: APGD on cross-entropy, targeted APGD, targeted FAB, Square with 5,000 queries.
     `rand`: APGD on cross-entropy and on DLR, 20 draws a step. `auto`: rand for a randomised victim."""
     unbroken: Literal["original", "best-loss"] = "original"
-    """What stands for an image that did not fall: the original, as in the reference, or the iterate of
+    """The image returned where the attack fails: the original, as in the reference, or the iterate of
     greatest loss of one more APGD run, which re-scoring a randomised defense may find fooled."""
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class AutoAttack(Attack):
                 )
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         if victim.classes < 4:
             raise HarnessError(

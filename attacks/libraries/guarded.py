@@ -21,7 +21,7 @@ torchattacks leave the box by 1e-5). Anything larger goes to the judge as it is,
 
 
 class Guarded(nn.Module):
-    """Answer images with logits, and grant one level of access: one-hot labels, scores without
+    """A model that answers images with logits and grants one level of access: one-hot labels, scores without
     gradients, or all. Weights stay out of reach: the view's module holds none.
 
     `sticky` makes a randomised victim answer alike for an image that it was asked about before. Decision
@@ -93,7 +93,7 @@ class Guarded(nn.Module):
 
 
 class BudgetSpent(Exception):
-    """End an attack that has made the queries that it was allowed."""
+    """Raised to end an attack that has used up its queries."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Hold what the bridges to foolbox, torchattacks and the toolbox share.
+"""Code that the bridges to foolbox, torchattacks and the toolbox share.
 
 A library's attack is a guest: it sees the victim through `guarded.Guarded`, draws its random numbers from a
 state that is seeded for it and put back after it, and its images go through `guarded.settle` before the
@@ -37,7 +37,7 @@ BOTH: tuple[Norm, ...] = ("linf", "l2")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Describe what is known of one library attack before the library is imported."""
+    """Facts about one attack of a library, known before the library is imported."""
 
     summary: str
     access: Access = "gradients"
@@ -46,16 +46,16 @@ class Sheet:
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Defaults that the bridge sets because the library's own would mislead."""
     single: bool = False
-    """Whether the attack goes through its images one by one: it then gets them one by one, so that its
+    """True where the attack loops over its images: it then gets them one by one, so that its
     queries are booked to the right sample and its result does not depend on the batch."""
     probabilities: bool = False
-    """Whether it wants softmax outputs and refuses logits."""
+    """True where it needs softmax outputs instead of logits."""
     channels: int | None = None
     """The only number of channels that it works on."""
     least_classes: int = 2
     note: str = ""
     refusal: str = ""
-    """Why it cannot serve; empty where it can."""
+    """The reason why it cannot be used here; empty where it can."""
 
 
 def refused(summary: str, reason: str) -> Sheet:
@@ -65,7 +65,7 @@ def refused(summary: str, reason: str) -> Sheet:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LibraryAttack(Attack):
-    """Run one attack of a library. Abstract: each bridge says how its library is called."""
+    """One attack of a library. Abstract: each bridge says how its library is called."""
 
     library: ClassVar[str]
     sheets: ClassVar[Mapping[str, Sheet]]

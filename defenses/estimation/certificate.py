@@ -1,4 +1,4 @@
-"""How far a candidate can be from the optimum, proved by a dual point.
+"""Bound the distance of a candidate from the optimum by a dual point.
 
     primal  P(X) = lambda ||X||_* + 1/2 ||R||^2,      R = M (A - X)
     dual    D(Y) = <Y, A> - 1/2 ||Y||^2               for Y zero off the mask, ||Y||_2 <= lambda
@@ -16,7 +16,7 @@ from .spectral import largest
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of matrices, (n, H, W) x (n, H, W) -> (n,)."""
+    """Return the inner products of matrices, (n, H, W) x (n, H, W) -> (n,)."""
     products: Tensor = (a * b).sum((1, 2))
     return products
 
@@ -24,7 +24,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def certified(
     observed: Tensor, residual: Tensor, shrinkage: Tensor, nuclear: Tensor, gap: float
 ) -> Tensor:
-    """Whether the relative duality gap is proved to be at most `gap`, (n,) bool.
+    """Return (n,) bool: true where the relative duality gap is proved to be at most `gap`.
 
     nuclear: (n,), the nuclear norm of X or anything above it.
     """
@@ -42,7 +42,7 @@ def certified(
 
 
 def relative_gap(observed: Tensor, residual: Tensor, shrinkage: Tensor, nuclear: Tensor) -> Tensor:
-    """The relative duality gap at the best s, (n,), in [0, 1]; needs eigenvalues, once."""
+    """Return the relative duality gap at the best s, (n,), in [0, 1]; takes eigenvalues, once."""
     energy, reach = dot(residual, residual), dot(residual, observed)
     primal = energy / 2 + shrinkage * nuclear
     tiny = torch.finfo(primal.dtype).tiny

@@ -14,7 +14,7 @@ from .solver import solve
 
 
 class Solver(Protocol):
-    """Solves problems at one threshold an image, (N,), from a guess (N, H, W) where there is one."""
+    """A solver of problems at one threshold an image, (N,), from a guess (N, H, W) if there is one."""
 
     def __call__(
         self, problems: Problems, shrinkage: Tensor, start: Tensor | None = None
@@ -22,12 +22,12 @@ class Solver(Protocol):
 
 
 def certified_solver(gap: float, max_iterations: int) -> Solver:
-    """Solves to a relative duality gap of `gap`."""
+    """Return a solver that stops at a relative duality gap of `gap`."""
     return functools.partial(solve, gap=gap, max_iterations=max_iterations)
 
 
 def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) -> Solution:
-    """`solver` on `chunk` images at a time; the value has exact gradients where they are asked."""
+    """Solve `chunk` images at a time; the value has exact gradients where they are asked for."""
     with torch.no_grad():
         found = Solution.none_yet(problems.observed)
         for first in range(0, len(shrinkage), chunk):
@@ -41,7 +41,7 @@ def complete(problems: Problems, shrinkage: Tensor, solver: Solver, chunk: int) 
 
 
 def as_estimate(found: Solution, shape: torch.Size) -> Estimate:
-    """Back to the caller's (..., H, W)."""
+    """Return the solution in the caller's shape, (..., H, W)."""
     batch = shape[:-2]
     return Estimate(
         restore(found.value, shape),

@@ -1,6 +1,6 @@
-"""The way down from afar: preconditioned conjugate gradients (Polak-Ribiere) on both factors.
+"""Preconditioned conjugate gradients (Polak-Ribiere) on both factors.
 
-With the exact minimum of the quartic along each direction, and now and then a proximal step.
+Each step takes the exact minimum of the quartic along its direction; a few are proximal steps.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ _CHECK_EVERY = 2
 
 
 class _Memory(NamedTuple):
-    """Of the step before, an image."""
+    """State of the previous step, for each image."""
 
     gradient: Pair
     direction: Pair
@@ -44,7 +44,7 @@ class _Memory(NamedTuple):
 def descend(
     problems: Problems, start: Tensor | None = None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """Problems of (N, H, W) with H <= W at threshold 1; no image depends on another.
+    """Solve problems (N, H, W), H <= W, at threshold 1; no image depends on another.
 
     start: (N, H, W), a guess of the solution: a proximal step from there makes the first factors.
     """
@@ -75,7 +75,7 @@ def descend(
 
 
 def _blank(place: Place) -> _Memory:
-    """Before the first step: the weight of the direction so far is zero."""
+    """Return the state before the first step, in which the previous direction has weight zero."""
     zeros = Pair(*(torch.zeros_like(factor) for factor in place.factors))
     columns = zeros.left.shape[1]
     square = zeros.left.new_zeros(len(zeros.left), columns, columns)
@@ -83,7 +83,7 @@ def _blank(place: Place) -> _Memory:
 
 
 def _step(place: Place, memory: _Memory, renew: bool) -> tuple[Place, _Memory]:
-    """One conjugate-gradient step; `renew` computes the preconditioners afresh."""
+    """Take one conjugate-gradient step; `renew` recomputes the preconditioners."""
     now = gradient(place)
     inverse = preconditioners(place.factors) if renew else memory.inverse
     steepest = preconditioned(inverse, now)

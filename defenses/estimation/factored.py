@@ -5,8 +5,8 @@
     f(U, V) = 1/2 ||M (A - U V^T)||^2 + 1/2 (||U||^2 + ||V||^2)
 
 has the same least value once U and V have as many columns as the solution has singular values, and
-its descent needs products only. This file has what a descent (`conjugate.py`) needs: where an image
-stands, the exact minimum along a direction, the proximal step, and the proof. f is not convex, and
+its descent needs products only. This file has what a descent (`conjugate.py`) needs: the point of each
+image, the exact minimum along a direction, the proximal step, and the proof. f is not convex, and
 need not be: an image leaves when its duality gap is certified, whatever the way there
 (`certificate.py`). `lanes/` does the same for small matrices on a CPU.
 
@@ -39,7 +39,7 @@ class Solution(NamedTuple):
 
     @classmethod
     def none_yet(cls, like: Tensor) -> "Solution":
-        """Of problems like (N, H, W), before any is solved."""
+        """Return the solution of problems (N, H, W) before any of them is solved."""
         count = len(like)
         return cls(
             torch.zeros_like(like),
@@ -55,7 +55,7 @@ class Solution(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Something for each factor: left (n, k, H) beside U^T, right (n, k, W) beside V^T.
+    """A tensor for each factor: left (n, k, H) beside U^T, right (n, k, W) beside V^T.
 
     Transposed, as products with wide matrices are up to twice as fast that way.
     """
@@ -67,7 +67,7 @@ class Pair(NamedTuple):
         return Pair(self.left[rows], self.right[rows])
 
     def plus(self, other: "Pair", times: Tensor) -> "Pair":
-        """self + times * other, `times` (n, 1, 1)."""
+        """Return self + times * other, `times` (n, 1, 1)."""
         return Pair(
             torch.addcmul(self.left, other.left, times),
             torch.addcmul(self.right, other.right, times),
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the images still at work stand."""
+    """Current points of the images that are not finished."""
 
     image: Tensor  # (n,) index into the batch
     observed: Tensor  # (n, H, W) A
@@ -95,7 +95,7 @@ class Place(NamedTuple):
 
 
 def begin(problems: Problems, start: Tensor | None) -> Place:
-    """Every image of the batch, at a fixed sketch or at a proximal step from `start` (N, H, W)."""
+    """Place each image at a fixed sketch, or one proximal step from `start` (N, H, W)."""
     observed, mask = problems
     if start is None:
         factors = _sketched(observed, mask)
@@ -105,7 +105,7 @@ def begin(problems: Problems, start: Tensor | None) -> Place:
 
 
 def stand(image: Tensor, observed: Tensor, mask: Tensor, factors: Pair) -> Place:
-    """At `factors`, residual and value computed afresh."""
+    """Return the point at `factors`, with residual and value computed afresh."""
     residual = _residual(observed, mask, factors)
     value = (dot(residual, residual) + factors.dot(factors)) / 2
     return Place(image, observed, mask, factors, residual, value)
@@ -120,23 +120,23 @@ def gradient(place: Place) -> Pair:
 
 
 def preconditioners(factors: Pair) -> Pair:
-    """-(V^T V + 1)^-1 for U and -(U^T U + 1)^-1 for V: (n, k, k) each."""
+    """Return -(V^T V + 1)^-1 for U and -(U^T U + 1)^-1 for V, (n, k, k) each."""
     return Pair(_minus_inverse(factors.right), _minus_inverse(factors.left))
 
 
 def preconditioned(by: Pair, gradient: Pair) -> Pair:
-    """The direction of steepest descent."""
+    """Return the preconditioned direction of steepest descent."""
     return Pair(by.left @ gradient.left, by.right @ gradient.right)
 
 
 def along(factors: Pair, direction: Pair, mask: Tensor) -> Tensor:
-    """The part of M U V^T that is linear in a step along `direction`: (n, H, W)."""
+    """Return the part of M U V^T that is linear in a step along `direction`, (n, H, W)."""
     (left, right), (across, down) = factors, direction
     return torch.bmm(left.mT, down).baddbmm_(across.mT, right).mul_(mask)
 
 
 def move(place: Place, direction: Pair, descent: Tensor) -> Place:
-    """To the minimum of f along `direction`, whose slope `descent` (n,) is not above 0."""
+    """Move to the minimum of f along `direction`, whose slope `descent` (n,) is not above 0."""
     linear = along(place.factors, direction, place.mask)
     square = torch.bmm(direction.left.mT, direction.right).mul_(place.mask)
     bend = dot(linear, linear) - 2 * dot(place.residual, square) + direction.dot(direction)
@@ -151,7 +151,7 @@ def move(place: Place, direction: Pair, descent: Tensor) -> Place:
 
 
 def threshold(place: Place) -> Place:
-    """The proximal step X <- SVT(X + M (A - X)).
+    """Take the proximal step X <- SVT(X + M (A - X)).
 
     It balances the factors, drops the columns that the solution does not need and adds those that
     it does. Like `move`, it never increases f.
@@ -162,13 +162,13 @@ def threshold(place: Place) -> Place:
 
 
 def due(place: Place, slope: Tensor, gap: float) -> Tensor:
-    """The images (indices into `place`) whose slope (n,) says that a proof is worth trying."""
+    """Return the indices into `place` of images whose slope (n,) makes a proof worth trying."""
     enough = (gap**2 * place.value).clamp_min(torch.finfo(slope.dtype).tiny)
     return (slope <= _DUE * enough).nonzero()[:, 0]
 
 
 def settle(place: Place, tried: Tensor, found: Solution, step: int, gap: float) -> Tensor:
-    """Images at `tried` that are proved to be within `gap` enter `found`; the places of all others."""
+    """Enter images at `tried` proved to be within `gap` into `found`; return the indices of the others."""
     candidates = place.at(tried)
     passed = certified(*_evidence(candidates), gap)
     proved = candidates.at(passed.nonzero()[:, 0])
@@ -181,7 +181,7 @@ def settle(place: Place, tried: Tensor, found: Solution, step: int, gap: float) 
 
 
 def give_up(place: Place, found: Solution, step: int) -> None:
-    """Images that ran out of iterations enter `found` with the gap that they reached."""
+    """Enter images that ran out of iterations into `found`, with the gap that they reached."""
     if len(place.image):
         _record(place, found, step)
         found.gap[place.image] = relative_gap(*_evidence(place))
@@ -201,12 +201,12 @@ def _record(place: Place, found: Solution, step: int) -> None:
 
 
 def _residual(observed: Tensor, mask: Tensor, factors: Pair) -> Tensor:
-    """M (A - U V^T)."""
+    """Return M (A - U V^T)."""
     return torch.addcmul(observed, mask, torch.bmm(factors.left.mT, factors.right), value=-1)
 
 
 def _shrunk(point: Tensor) -> Pair:
-    """SVT of (n, H, W) by 1 as balanced factors, with no more columns than the batch needs.
+    """Return the SVT of (n, H, W) by 1 as balanced factors, with as few columns as the batch needs.
 
     Images of lower rank than others get columns of zeros, which stay zero.
     """
@@ -226,7 +226,7 @@ def _shrunk(point: Tensor) -> Pair:
 
 
 def _sketched(observed: Tensor, mask: Tensor) -> Pair:
-    """Two rounds of alternating least squares from a fixed sketch, as if p * A were observed."""
+    """Run two rounds of alternating least squares from a fixed sketch, as if p * A were observed."""
     weight = mask.mean((1, 2))[:, None, None].sqrt()
     right = sketch(observed).expand(len(observed), -1, -1)
     for _ in range(2):
@@ -239,7 +239,7 @@ def _sketched(observed: Tensor, mask: Tensor) -> Pair:
 
 
 def sketch(like: Tensor) -> Tensor:
-    """A fixed random (k, W) start for (N, H, W), the same for every image, batch and device."""
+    """Return a fixed random (k, W) start for (N, H, W), the same for each image, batch and device."""
     height, width = like.shape[1:]
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(width, min(_COLUMNS, height), generator=generator, dtype=torch.float64)
@@ -248,7 +248,7 @@ def sketch(like: Tensor) -> Tensor:
 
 
 def _minus_inverse(factor: Tensor) -> Tensor:
-    """-(factor factor^T + 1)^-1 of (n, k, ...) by Cholesky; nothing here waits for a GPU."""
+    """Return -(factor factor^T + 1)^-1 of (n, k, ...) by Cholesky, without waiting for a GPU."""
     identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     root = torch.linalg.cholesky_ex(factor @ factor.mT + identity).L
     half = torch.linalg.solve_triangular(root, identity, upper=False)
@@ -256,7 +256,7 @@ def _minus_inverse(factor: Tensor) -> Tensor:
 
 
 def _quartic_minimum(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """A minimum over t > 0 of the quartic with derivative c1 + c2 t + c3 t^2 + c4 t^3, c1 <= 0.
+    """Minimise over t > 0 the quartic with derivative c1 + c2 t + c3 t^2 + c4 t^3, c1 <= 0.
 
     slopes: (n, 4), the coefficients. Returns t and the quartic there less its value at 0, (n,).
     Newton on the derivative; where that does not descend, the minimum over 0 < t <= 1 of a

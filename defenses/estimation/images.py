@@ -13,7 +13,7 @@ Backward = Literal["identity", "exact", "straight", "none"]
 
 
 def to_matrix(images: Tensor, channels: Channels) -> Tensor:
-    """(N, C, H, W) -> (N, H, W*C), channels side by side, for concat; as it is for separate."""
+    """Return (N, H, W*C), channels side by side, for concat; for separate (N, C, H, W) as it is."""
     if channels == "separate":
         return images
     n, c, h, w = images.shape
@@ -21,7 +21,7 @@ def to_matrix(images: Tensor, channels: Channels) -> Tensor:
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, channels: Channels) -> Tensor:
-    """The inverse of `to_matrix`; `shape` is that of the images."""
+    """Undo `to_matrix`; `shape` is that of the images, (N, C, H, W)."""
     if channels == "separate":
         return matrix
     n, c, h, w = shape
@@ -63,7 +63,7 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
 
 
 def approximate_rank(images: Tensor, energy: float = 0.9) -> Tensor:
-    """Fewest singular values that hold `energy` of the sum of their squares, (N,) int64.
+    """Return the fewest singular values that hold `energy` of the sum of squares, (N,) int64.
 
     ME-Net, section 2.2 and Figure 1. images: (N, C, H, W) in [0, 1]; a colour image is taken as the
     concat matrix H x (W*C). Zero for a black image.

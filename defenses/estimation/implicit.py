@@ -50,7 +50,7 @@ class _AtOptimum(torch.autograd.Function):
 
 
 def attach(observed: Tensor, shrinkage: Tensor, mask: Tensor, value: Tensor, chunk: int) -> Tensor:
-    """`value`, (N, H, W), with its gradient with respect to `observed` and `shrinkage` (N,)."""
+    """Return `value` (N, H, W) with its gradient with respect to `observed` and `shrinkage` (N,)."""
     attached: Tensor = _AtOptimum.apply(observed, shrinkage, mask, value, chunk)
     return attached
 
@@ -73,7 +73,7 @@ def _adjoint(
 
 
 def _solve(derivative: Derivative, hidden: Tensor, right: Tensor) -> Tensor:
-    """(I - P J P)^-1 right, on the hidden entries, each image to its own accuracy.
+    """Return (I - P J P)^-1 right on the hidden entries, each image to its own accuracy.
 
     Where the optimum is not unique the system is singular and no derivative exists: the solve stops
     before the flat direction, which leaves a finite stand-in.

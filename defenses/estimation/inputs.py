@@ -1,4 +1,4 @@
-"""Checks on what comes in, and the one layout that the solvers work on: (N, H, W) with H <= W."""
+"""Checks of inputs, and the one layout that the solvers work on: (N, H, W) with H <= W."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Problems(NamedTuple):
 
 
 def prepare(observed: Tensor, mask: Tensor) -> Problems:
-    """(..., H, W) and its mask, checked, masked, flattened and laid on its long side.
+    """Return (..., H, W) and its mask checked, masked, flattened, and transposed so that H <= W.
 
     Raises TypeError on a wrong kind of tensor and ValueError on wrong shapes or values.
     """
@@ -45,12 +45,12 @@ def prepare(observed: Tensor, mask: Tensor) -> Problems:
 
 
 def restore(value: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `prepare` on a solver's (N, H, W) result."""
+    """Undo `prepare` on a solver's (N, H, W) result."""
     return (value.mT if shape[-2] > shape[-1] else value).reshape(shape)
 
 
 def per_image(value: float | Tensor, like: Tensor, name: str) -> Tensor:
-    """A number or a (...) tensor as (N,) positive numbers, one for each image of (..., H, W)."""
+    """Return a number or a (...) tensor as (N,) positive numbers, one an image of (..., H, W)."""
     batch = like.shape[:-2]
     given = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     try:
@@ -66,7 +66,7 @@ def per_image(value: float | Tensor, like: Tensor, name: str) -> Tensor:
 
 
 def chunk_of(chunk: int | None, problems: Problems) -> int:
-    """Images to solve at a time: as asked, or what fits the cache (CPU) or the memory (else)."""
+    """Return how many images to solve at once: as asked, else what fits the cache (CPU) or memory."""
     if chunk is not None:
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; allowed: at least 1, or None")
@@ -82,14 +82,14 @@ def chunk_of(chunk: int | None, problems: Problems) -> int:
 
 
 def in_chunks(tensor: Tensor, chunk: int) -> list[Tensor]:
-    """Views of `chunk` images each; one empty view of an empty batch."""
+    """Return views of `chunk` images each; one empty view of an empty batch."""
     return [tensor[begin : begin + chunk] for begin in range(0, max(1, len(tensor)), chunk)]
 
 
 def check_stopping(
     accuracy: float, max_iterations: int, dtype: torch.dtype, name: str = "gap"
 ) -> None:
-    """Raises ValueError on an accuracy that the number format cannot prove, or no iterations."""
+    """Raise ValueError on an accuracy that the number format cannot prove, or no iterations."""
     least = 1e-5 if dtype == torch.float32 else 1e-10
     if not least <= accuracy < 1:
         mend = "; convert the input with .double()" if least > accuracy >= 1e-10 else ""
@@ -148,7 +148,7 @@ def _check_binary(mask: Tensor, batch: torch.Size) -> None:
 
 
 def _named(bad: Tensor, batch: torch.Size) -> str:
-    """The indices of the images that are marked, in the batch's own shape."""
+    """Return text with the indices of the marked images, in the batch's own shape."""
     where = torch.nonzero(bad.reshape(batch)).tolist()
     names = [str(index[0] if len(index) == 1 else tuple(index)) for index in where[:_SHOWN]]
     more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""

@@ -1,7 +1,7 @@
-"""Builds `lanes/` with the machine's C++ compiler, and calls it.
+"""Build `lanes/` with the machine's C++ compiler, and call it.
 
-Once for a machine and a version, into the user's cache, in a few seconds. Without a compiler, or with
-`HARNESS_NATIVE=0`, nothing here serves, and the torch code does the same several times slower.
+It is built once for a machine and a version, in a few seconds, into the user's cache. Without a compiler,
+or with `HARNESS_NATIVE=0`, the torch code does the same several times slower.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ _LARGEST = 96  # short side up to which lanes are at least twice as fast as torc
 
 
 def serves(matrix: Tensor) -> bool:
-    """Whether (N, H, W), H <= W, are for this file, which has no gradients."""
+    """Return True where the compiled code can take (N, H, W), H <= W; it has no gradients."""
     return (
         matrix.device.type == "cpu"
         and matrix.dtype in (torch.float32, torch.float64)
@@ -49,7 +49,10 @@ def serves(matrix: Tensor) -> bool:
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor] | None:
-    """As `torch.linalg.eigh` on (N, H, H); None where nothing here serves, or an iteration fails."""
+    """Return what `torch.linalg.eigh` does for (N, H, H), or None.
+
+    None: the compiled code cannot take it, or an eigenvalue iteration fails.
+    """
     if not serves(symmetric):
         return None
     matrices = symmetric.contiguous()
@@ -75,9 +78,9 @@ def descend(
     gap: float,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """As `conjugate.descend`, from `factored.sketch`: value, iterations, gap, converged.
+    """Return what `conjugate.descend` does from `sketch`: value, iterations, gap, converged; or None.
 
-    None where nothing here serves, or an eigenvalue iteration fails.
+    None: the compiled code cannot take it, or an eigenvalue iteration fails.
     """
     if not serves(observed):
         return None
@@ -119,7 +122,7 @@ def _function(name: str, like: Tensor) -> Callable[..., int]:
 
 
 def _in_threads(part: Callable[[int, int], int], count: int) -> int:
-    """The sum of `part(first, some)` over shares of `count`, a thread each; C code holds no lock."""
+    """Return the sum of `part(first, some)` over shares of `count`, each in a thread of its own."""
     share = -(-count // torch.get_num_threads())
     share = -(-share // LANES) * LANES
     starts = range(0, count, share)

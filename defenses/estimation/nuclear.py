@@ -16,7 +16,7 @@ def nuclear_norm(
     max_iterations: int = 1000,
     chunk: int | None = None,
 ) -> Estimate:
-    """argmin over X of mu ||X||_* + ||M (X - A)||^2, each image to its own certified accuracy.
+    """Minimise mu ||X||_* + ||M (X - A)||^2 over X, each image to a certified accuracy.
 
     observed: (..., H, W) float32 or float64, meant to lie in [-1, 1]; entries off the mask are not
         used, but must be finite.

@@ -23,7 +23,7 @@ def soft_impute(
     path: int = 1,
     chunk: int | None = None,
 ) -> Estimate:
-    """argmin over X of shrinkage ||X||_* + 1/2 ||M (X - A)||^2.
+    """Minimise shrinkage ||X||_* + 1/2 ||M (X - A)||^2 over X.
 
     observed, mask, chunk: as for `nuclear_norm`.
     shrinkage: above 0, one number or one an image, (...). None takes the largest singular value of
@@ -69,7 +69,7 @@ def soft_impute(
 
 
 def _along_path(solver: Solver, length: int) -> Solver:
-    """`solver` at `length` thresholds from the largest singular value down, with warm starts."""
+    """Return a solver at `length` thresholds, from the largest singular value down, warm-started."""
 
     def along(problems: Problems, shrinkage: Tensor, start: Tensor | None = None) -> Solution:
         top = torch.maximum(largest(problems.observed), shrinkage)
@@ -83,7 +83,7 @@ def _along_path(solver: Solver, length: int) -> Solver:
 
 
 def _paper_solver(tolerance: float, max_iterations: int) -> Solver:
-    """The inner loop of Algorithm 1 of Mazumder et al., from zero unless there is a guess."""
+    """Return the inner loop of Algorithm 1 of Mazumder et al.; it starts from zero or the guess."""
 
     def solver(problems: Problems, shrinkage: Tensor, start: Tensor | None = None) -> Solution:
         found = Solution.none_yet(problems.observed)

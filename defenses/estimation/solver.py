@@ -1,4 +1,4 @@
-"""min over X of lambda ||X||_* + 1/2 ||M (X - A)||^2 to a certified relative duality gap."""
+"""Minimise lambda ||X||_* + 1/2 ||M (X - A)||^2 over X to a certified relative duality gap."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def solve(
     gap: float,
     max_iterations: int,
 ) -> Solution:
-    """Problems of (N, H, W) with H <= W, shrinkage (N,) above 0; no image depends on another.
+    """Solve problems (N, H, W), H <= W, shrinkage (N,) above 0; no image depends on another.
 
     start: (N, H, W), a guess of the solution.
     """
@@ -36,7 +36,7 @@ def solve(
 def _from_single(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """float64: near in float32 where that can tell, and on from there."""
+    """Solve in float32 as far as its rounding allows, then go on in float64."""
     observed, mask = problems
     guess = torch.zeros_like(observed) if start is None else start.clone()
     found = Solution.none_yet(observed)
@@ -69,7 +69,7 @@ def _from_single(
 def descend(
     problems: Problems, start: Tensor | None, *, gap: float, max_iterations: int
 ) -> Solution:
-    """At threshold 1, in the precision of the problems, in lanes where they serve."""
+    """Solve at threshold 1 in the precision of the problems, by the lanes where they can."""
     found = native.descend(*problems, start, sketch, gap=gap, max_iterations=max_iterations)
     if found is not None:
         return Solution(*found)

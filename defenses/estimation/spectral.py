@@ -9,7 +9,7 @@ from . import native
 
 
 class Spectrum(NamedTuple):
-    """Z = left diag(singular) right, ascending.
+    """Singular value decomposition Z = left diag(singular) right, in ascending order.
 
     left: (N, H, H) orthogonal; singular: (N, H); right: (N, H, W), orthonormal rows, but zero rows
     where the singular value is too small for the Gram matrix to tell its direction.
@@ -21,7 +21,7 @@ class Spectrum(NamedTuple):
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (N, H), ascending, and eigenvectors (N, H, H), as columns; without gradients."""
+    """Return ascending eigenvalues (N, H) and eigenvectors (N, H, H) as columns, without gradients."""
     found = native.eigh(symmetric)
     if found is None:
         found = tuple(torch.linalg.eigh(symmetric))
@@ -29,7 +29,7 @@ def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(matrix: Tensor) -> Spectrum:
-    """The spectrum of (N, H, W), H <= W, in float64: squaring then costs half of 16 digits."""
+    """Return the spectrum of (N, H, W), H <= W, in float64: squaring costs half of the 16 digits."""
     exact = matrix.double()
     squares, left = eigh(exact @ exact.mT)
     singular = squares.clamp_min(0).sqrt()
@@ -39,7 +39,7 @@ def decompose(matrix: Tensor) -> Spectrum:
 
 
 def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values of (N, H, W), H <= W, less (N,): the matrix and its nuclear norm (N,).
+    """Reduce the singular values of (N, H, W), H <= W, by (N,); return the matrix and its nuclear norm.
 
     Cai, Candes and Shen (2010), Theorem 2.1. A singular value below the threshold only has to be
     known to be below it, so squaring costs no accuracy.
@@ -52,7 +52,7 @@ def shrink(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest(matrix: Tensor) -> Tensor:
-    """Largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
+    """Return the largest singular value, (N,), of (N, H, W) with H <= W; the gradient is finite at zero."""
     square = matrix @ matrix.mT
     found = native.eigh(square)
     squares: Tensor = torch.linalg.eigvalsh(square) if found is None else found[0]
@@ -72,7 +72,7 @@ class Derivative(NamedTuple):
     odd: Tensor
 
     def __call__(self, along: Tensor) -> Tensor:
-        """(N, H, W) float64 -> (N, H, W)."""
+        """Return the derivative along (N, H, W) float64, of the same shape."""
         left, _, right = self.spectrum
         rows = left.mT @ along
         inner = rows @ right.mT
@@ -83,7 +83,7 @@ class Derivative(NamedTuple):
 
 
 def shrink_derivative(spectrum: Spectrum, threshold: Tensor) -> Derivative:
-    """Of singular-value thresholding by (N,); every divided difference lies in [0, 1]."""
+    """Return the derivative of thresholding by (N,); its divided differences lie in [0, 1]."""
     s = spectrum.singular
     f = (s - threshold[:, None]).clamp_min(0)
     kept = s > threshold[:, None]
@@ -96,7 +96,7 @@ def shrink_derivative(spectrum: Spectrum, threshold: Tensor) -> Derivative:
 
 
 def cut_derivative(spectrum: Spectrum, kept: Tensor) -> Derivative:
-    """Of keeping the singular values marked in (N, H), 0 or 1, and dropping the others.
+    """Return the derivative of keeping the singular values marked in (N, H), 0 or 1.
 
     Where a kept and a dropped value meet the map is not differentiable; the divided difference,
     s / (s_i - s_j), is then bounded by `_NEAR` instead of infinite.

@@ -61,7 +61,7 @@ def usvt(
 
 
 class _Cut(torch.autograd.Function):
-    """(N, H, W), H <= W, less its singular values below `bound` (N,) beyond the `rank` largest."""
+    """(N, H, W), H <= W, less the values below `bound` (N,) that are not among the `rank` largest."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, bound: Tensor, rank: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Build bridges both ways: our defenses in the scripts of others, our attacks in the loops of others."""
+"""Bridges to other libraries: defenses of the harness in their scripts, its attacks in their loops."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from harness.types import Attack, Backward, Batch, HarnessError, Norm, ThreatMod
 
 
 class DefendedModule(nn.Module):
-    """Serve a defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
+    """A defended model as an ordinary module: images (N, C, H, W) in [0, 1] -> logits (N, K).
 
     Every call takes new draws of the defense's randomness; a fresh module with the same seed repeats
-    them. Gradients flow along the backward pass that the defense declares, or along the one asked for.
-    It stays in evaluation mode.
+    them. Gradients follow the backward pass `backward`, by default the one that the defense declares.
+    The module stays in evaluation mode.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class DefendedModule(nn.Module):
 
 
 def to_torchattacks(defended: Defended, *, seed: int = 0) -> DefendedModule:
-    """Return what an attack of torchattacks takes: `torchattacks.PGD(to_torchattacks(defended))`."""
+    """Return a module for attacks of torchattacks: `torchattacks.PGD(to_torchattacks(defended))`."""
     return DefendedModule(defended, seed=seed)
 
 
@@ -76,10 +76,10 @@ def to_art(defended: Defended, shape: tuple[int, int, int], *, seed: int = 0) ->
 
 @dataclasses.dataclass(kw_only=True)
 class Attacker:
-    """Run one of our attacks on a model of yours: `attacker(images, labels)` gives attacked images.
+    """An attack of the harness on a user's model: `attacker(images, labels)` returns attacked images.
 
-    The model is attacked in evaluation mode and comes back as it was. The attack alone does not make a
-    number: `harness.evaluate` also judges it.
+    The model is attacked in evaluation mode and then restored. An attack alone gives no accuracy that can be
+    reported: `harness.evaluate` also judges its images.
     """
 
     victim: Defended
@@ -111,7 +111,7 @@ class Attacker:
         return found.images.detach().to(images)
 
     def generate(self, x: Any, y: Any) -> Any:
-        """Do the same on arrays, as attacks of the toolbox have it; y as classes or one-hot."""
+        """Return attacked arrays, as the toolbox's attacks do; `y` holds classes or is one-hot."""
         labels = torch.as_tensor(y)
         if labels.ndim == 2:
             labels = labels.argmax(dim=1)
@@ -127,17 +127,18 @@ def attacker(
     classes: int | None = None,
     seed: int = 0,
 ) -> Attacker:
-    """Return one of our attacks for a loop of yours (adversarial training, a comparison).
+    """Return an attack of the harness for a user's own loop (adversarial training, a comparison).
 
     Args:
-        model: a torch module, a defended model, a foolbox model or an estimator of the toolbox, which
-            take images in [0, 1].
+        model: a torch module, a defended model, a foolbox model, or an estimator of the
+            adversarial-robustness-toolbox, which takes images in [0, 1].
         attack: a name or an Attack; None is `bpda`, projected gradient descent through the backward
             pass that the defense declares.
-        classes: how many the model tells apart; found by asking it where it is not said.
+        epsilon: the radius of the ball, in pixel values of [0, 1].
+        classes: the number of classes of the model; None finds it by a query.
 
     Raises:
-        HarnessError: an attack that needs a second model, or no such attack.
+        HarnessError: there is no such attack, or it needs a second model.
     """
     attack = attacks.default if attack is None else attack
     chosen: Attack = attack if isinstance(attack, Attack) else build(parse(attack), attacks)
@@ -155,7 +156,7 @@ def attacker(
 
 
 class _Callable(nn.Module):
-    """Wrap a foolbox model, which is no module."""
+    """A foolbox model, which is no module, as a module."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ def _module(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put mode, gradients and device of a user's module back."""
+    """Move a user's module to a device for the block, and restore its device, mode and gradients after it."""
     modes = [(part, part.training) for part in module.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     home = next((p.device for p in module.parameters()), None)

@@ -1,4 +1,4 @@
-"""The harness from Python: a model in memory, some images, and a number with its doubts.
+"""Evaluate a model in memory from Python, on some images: a number with its doubts.
 
 `harness.evaluate` is `harness run` on a store of its own: the same runner, judge, keys and flags. Nothing
 is trained and, unless `results` names a folder, nothing stays on the disk.
@@ -62,28 +62,28 @@ def evaluate(
     results: str | Path | None = None,
     quiet: bool = False,
 ) -> Evaluation:
-    """Robust accuracy of a model on images, under one attack or the worst case of several.
+    """Return the robust accuracy of a model on images, under one attack or the worst case of several.
 
     Args:
-        model: images (N, C, H, W) -> logits (N, K). It comes back as it was: weights, mode, gradients.
+        model: images (N, C, H, W) -> logits (N, K). Its weights, mode and gradients are restored.
         images: (N, C, H, W), uint8 or floats in [0, 1]; a tensor or an array. Not normalised.
         labels: (N,) integers, positions in the K outputs.
         attack: a name as on the command line (`pgd(steps=40)`, `my.py:Attack`), an Attack, several of
             these, or `adaptive`: the suite of attacks that fits the defense.
-        epsilon: radius of the ball in pixel values of [0, 1]. Default: the dataset's, else 8/255.
-        dataset: where the images come from (`mnist`, `cifar10`): then epsilon and step sizes that are not
-            named are those of `harness run --dataset`. Without it, an attack takes the step size that
-            suits the ball.
-        defense: what stands in front of the model: `menet-usvt`, or a Defense; None is nothing.
-        normalisation: `inside` where the model takes pixels in [0, 1]; else what it was trained on:
-            `imagenet`, `cifar10`, or mean/std as `0.49,0.48,0.45/0.25,0.24,0.26`.
-        draws: scoring draws of the defense's randomness.
-        scale: share of the adaptive suite's published budget, in (0, 1].
-        steps, eot: in place of the attack's own.
-        precision: what gradients of the model are computed in: `auto` is bfloat16 on a GPU, float32
-            elsewhere. It is judged in float32.
-        check: refuse a model that does clearly better with another normalisation.
-        results: a folder in which records, attacked images and progress are kept, as by `harness run`.
+        epsilon: the radius of the ball in pixel values of [0, 1]. Default: the dataset's, else 8/255.
+        dataset: the dataset of the images (`mnist`, `cifar10`), which gives epsilon and step sizes that are
+            not named, as in `harness run --dataset`. Without it, an attack takes a step size that suits
+            the ball.
+        defense: the defense in front of the model: `menet-usvt`, or a Defense; None for no defense.
+        normalisation: `inside` where the model takes pixels in [0, 1]; else the one that it was trained
+            with: `imagenet`, `cifar10`, or mean/std as `0.49,0.48,0.45/0.25,0.24,0.26`.
+        draws: the number of scoring draws of the defense's randomness.
+        scale: the share of the adaptive suite's published budget, in (0, 1].
+        steps, eot: replace the attack's own.
+        precision: the precision of the model's gradients: `auto` is bfloat16 on a GPU, float32 elsewhere.
+            The model is judged in float32.
+        check: whether to refuse a model that is clearly better with another normalisation.
+        results: a folder that keeps records, attacked images and progress, as with `harness run`.
 
     Raises:
         HarnessError: images, labels, model, attack or defense do not fit together, or the attack fails.
@@ -146,10 +146,12 @@ def load_defended(
     device: str | None = None,
     quiet: bool = False,
 ) -> Defended:
-    """A defense of the harness with its classifier: trained as by `harness run`, or loaded where it was.
+    """Return a defense of the harness with its classifier, which is trained unless it is stored already.
+
+    It is the same model that `harness run` with these options trains.
 
     Raises:
-        HarnessError: no such defense, dataset or model, or training fails.
+        HarnessError: there is no such defense, dataset or model, or training fails.
     """
     asked = planning.TargetOptions(
         dataset=dataset,
@@ -177,17 +179,21 @@ def load_images(
     *,
     data_dir: str | Path | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(images (N, C, H, W) in [0, 1], labels (N,)) of a dataset of the harness."""
+    """Return (images (N, C, H, W) in [0, 1], labels (N,)) of a dataset of the harness.
+
+    Args:
+        count: the number of images, from the first; None for all.
+    """
     where = Path(data_dir) if data_dir else None
     batch = data.load(name, split, data_dir=where).first(count).batch(slice(None))
     return batch.images, batch.labels
 
 
 def in_memory(images: Any, labels: Any, *, classes: int) -> Dataset:
-    """Images and labels in memory as a checked Dataset; ids are positions.
+    """Return images and labels in memory as a checked Dataset, whose ids are positions.
 
     Raises:
-        HarnessError: not images in [0, 1], or labels that the model has no output for.
+        HarnessError: the images are not in [0, 1], or the model has no output for a label.
     """
     pixels, truth = _tensor(images, "images"), _tensor(labels, "labels")
     if pixels.ndim != 4 or not len(pixels):
@@ -235,7 +241,7 @@ def _defended(
     device: torch.device,
     stack: contextlib.ExitStack,
 ) -> Defended:
-    """Return the model behind its defense, frozen, on the device, until the stack is closed."""
+    """Return the model behind its defense, frozen and on the device until the stack is closed."""
     if isinstance(model, Defended):
         if defense not in (None, defense_registry.default):
             raise HarnessError("the model has a defense already: leave out defense=")

@@ -1,4 +1,4 @@
-"""What `harness.evaluate` returns: a number with its doubts, as text, table, picture or frame."""
+"""The result of `harness.evaluate`: a number with its doubts, as text, table, picture or frame."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PAIRS = 6
-"""Images that a picture shows with their attacked versions."""
+"""The number of images that a picture shows with their attacked versions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
-    """Robust accuracy of one model on some images, under each attack and under the worst for each image.
+    """The robust accuracy of a model on some images, under each attack and under the worst for each image.
 
-    `print(result)`, `result.to_pandas()`, `result.plot()`; in a notebook it draws itself.
+    It is shown by `print(result)`, `result.to_pandas()` and `result.plot()`; a notebook draws it.
     """
 
     records: tuple[Record, ...]
-    """One for each attack, with the flags that they raise together."""
+    """The records, one for each attack, with the flags that they raise together."""
     failures: tuple[Failure, ...]
-    """Attacks that gave no number, each with its reason."""
+    """The attacks that gave no number, each with its reason."""
     worst: Worst
     timings: Mapping[str, Timing]
     originals: Tensor
-    """(N, C, H, W) the images in [0, 1]."""
+    """The original images (N, C, H, W) in [0, 1]."""
     labels: Tensor
     images: Tensor
-    """(N, C, H, W) of each image the version by the attack that does most harm."""
+    """The attacked images (N, C, H, W): each by the attack that does it the most harm."""
     notes: tuple[str, ...] = ()
-    """How this is less than the adaptive suite as published: attacks scaled down or left out."""
+    """The differences from the adaptive suite as published: attacks that were scaled down or left out."""
 
     @property
     def count(self) -> int:
@@ -51,22 +51,22 @@ class Evaluation:
 
     @property
     def robust(self) -> float:
-        """Robust accuracy, mean over the scoring draws, each image under its worst attack."""
+        """The robust accuracy, mean over the scoring draws, with each image under its worst attack."""
         return self.worst.mean
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `robust`."""
+        """The 95 % Wilson interval of `robust`."""
         return self.worst.interval
 
     @property
     def clean(self) -> float:
-        """Accuracy on the images as they are: the control at epsilon = 0."""
+        """The accuracy on the original images, which is the control at epsilon = 0."""
         return self.records[0].clean.mean
 
     @property
     def flags(self) -> dict[str, str]:
-        """Every doubt by name, with its first reason; docs/flags.md says what each means."""
+        """Every flag by name, with its first reason; docs/flags.md explains each flag."""
         found: dict[str, str] = {}
         for record in self.records:
             for flag, reason in record.flags.items():
@@ -101,11 +101,11 @@ class Evaluation:
     __repr__ = __str__
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each attack, in the columns of `harness table --format csv`."""
+        """Return a row for each attack, in the columns of `harness table --format csv`."""
         return frames.of_records(self.records, self.timings)
 
     def per_image(self) -> pandas.DataFrame:
-        """A row for each image: its label, and for each attack the share of draws that stayed right."""
+        """Return a row for each image: its label, and its share of right draws for each attack."""
         import pandas
 
         columns: dict[str, Any] = {"label": self.labels.tolist()}
@@ -115,11 +115,11 @@ class Evaluation:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | Path) -> Path:
-        """The table as .csv, .parquet or .json."""
+        """Write the table as .csv, .parquet or .json, by the suffix of `path`, and return its path."""
         return frames.write(self.to_pandas(), path)
 
     def plot(self) -> Any:
-        """A matplotlib figure: accuracy by attack with intervals, and attacked images."""
+        """Return a matplotlib figure with the accuracy by attack, its intervals, and attacked images."""
         from matplotlib.figure import Figure
 
         pairs = min(_PAIRS, self.count)
@@ -161,7 +161,7 @@ class Evaluation:
         axis.tick_params(axis="x", labelsize=8)
 
     def _shown(self, count: int) -> list[int]:
-        """Images that were right and fell, first of all."""
+        """Return the positions of `count` images to show, those that lost the most first."""
         clean = shares(self.records[0].clean_outcomes, self.count)
         worst = [shares(record.robust_outcomes, self.count) for record in self.records]
         lost = [
@@ -194,7 +194,7 @@ class Evaluation:
 
 
 def worst_images(records: Sequence[Record], images: Mapping[str, Tensor]) -> Tensor:
-    """(N, C, H, W) of each image the version under which fewest draws are right."""
+    """Return (N, C, H, W): of each image, the attacked version under which the fewest draws are right."""
     import torch
 
     standing = torch.tensor([shares(r.robust_outcomes, r.count) for r in records])

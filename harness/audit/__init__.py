@@ -1,1 +1,1 @@
-"""What tries to break a defense or a record: battery and verdict, binarization, verification."""
+"""Try to break a defense or a record: battery and verdict, binarization, convergence, verification."""

@@ -1,1 +1,5 @@
-"""What is asked: targets, cells, plans of training, and plugins made from text."""
+"""The questions of a run as data: targets, cells, training plans, and plugins made from text."""
+
+from harness.cells.cells import Cell, Target, TrainingPlan
+
+__all__ = ["Cell", "Target", "TrainingPlan"]

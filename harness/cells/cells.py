@@ -1,4 +1,4 @@
-"""Cells: what is asked of the harness, as plain data. Needs no torch."""
+"""Cells: the questions put to the harness, as plain data. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How a module is trained: momentum SGD with step decay, as in the paper, or Adam."""
+    """The training of a module: momentum SGD with step decay, as in ME-Net, or Adam."""
 
     kind: Training | Literal["given"] = "pure"
     """`given`: the model came with its weights and is not trained here."""
     epochs: int
-    """An epoch sees each training image once, one of its versions where a defense keeps several."""
+    """Passes over the training images. A pass sees one version of an image where a defense keeps several."""
     batch_size: int = 256
     optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Where the learning rate is divided by 10, as shares of all epochs."""
+    """The points at which the learning rate is divided by 10, as shares of all epochs."""
     augment: Augment = "none"
     limit: int | None = None
-    """Only so many training images."""
+    """The number of training images that are used; None for all."""
     inner: Spec | None = None
     """The attack of adversarial training."""
     inner_transform: Literal["inference", "training"] = "inference"
-    """What the inner attack attacks: the defense as at `inference` (ME-Net: the mean keep probability), or
-    as this step's `training` transforms it (the keep probability that the step draws)."""
+    """The transformation that the inner attack meets: the defense's at `inference` (ME-Net: the mean keep
+    probability), or that of this step's `training` (the keep probability that the step draws)."""
     epsilon: float = 0.0
     warmup: float = 0.0
-    """Share of the epochs over which the inner attack's epsilon grows linearly to its full size."""
+    """The share of the epochs over which the inner attack's epsilon grows linearly to its full size."""
     paper_epochs: int | None = None
-    """How many epochs the published schedule has: fewer updates than its are scaled down. An epoch of
-    the released code sees every version of each image (`defaults.published_updates`)."""
+    """The number of epochs in the published schedule; training with fewer updates is flagged as scaled down.
+    An epoch of the released code sees every version of each image (`defaults.published_updates`)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -59,7 +59,7 @@ class TrainingPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """A defended model to be trained, or loaded."""
+    """A defended model that is to be trained, or loaded."""
 
     dataset: str
     model: Spec
@@ -67,12 +67,12 @@ class Target:
     training: TrainingPlan
     seed: int = 0
     precision: Precision = "auto"
-    """Of the classifier in training and for an attack's gradients, never for scores or where images
-    are judged. `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    """The precision of the classifier in training and for an attack's gradients; scores and judgements are
+    always in float32. `auto`: bfloat16 on a GPU, float32 elsewhere."""
 
     @property
     def label(self) -> str:
-        """Return the name in tables: `menet-nuc`, `menet-nuc adversarial`, or the registry's alias."""
+        """The name in tables: `menet-nuc`, `menet-nuc adversarial`, or the registry's alias."""
         if self.training.kind != "adversarial":
             return str(self.defense)
         alias = registry.defenses.alias_of(str(self.defense), self.training.kind)
@@ -80,7 +80,7 @@ class Target:
 
     @property
     def schooling(self) -> str:
-        """Return how it was trained: `weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
+        """The training in words: `weights as given`, `1 epoch`, `30 epochs in bfloat16`."""
         epochs = self.training.epochs
         trained = f"{epochs} epoch{'s' if epochs > 1 else ''}"
         said = "weights as given" if self.training.kind == "given" else trained
@@ -89,7 +89,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number of a table: everything that is asked for."""
+    """The specification of one number of a table: target, attack, ball, draws and limits."""
 
     target: Target
     attack: Spec

@@ -1,4 +1,4 @@
-"""Look up what a run takes where the user says nothing: `defaults.toml`, by dataset."""
+"""Look up the defaults of each dataset in `defaults.toml`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _table() -> dict[str, Any]:
 
 
 def of(dataset: str) -> dict[str, Any]:
-    """Return model, epsilon, step size and training of a dataset; those of `"*"` for one not known."""
+    """Return model, epsilon, step size and training of a dataset; for an unknown one, those of `"*"`."""
     table = _table()
     entry = dict(table.get(dataset.partition(":")[0], table["*"]))
     base = entry.pop("like", None)
@@ -41,9 +41,9 @@ def epsilon(dataset: str) -> float:
 
 
 def step_size(dataset: str, *, epsilon: float, steps: int) -> float | None:
-    """Return the step size of a dataset's attacks, or None where the ball decides instead.
+    """Return the step size of a dataset's attacks, or None where it is to follow from the ball.
 
-    The ball decides for a dataset that is not known, and where so many steps could not cross it.
+    It follows from the ball for an unknown dataset, and where `steps` steps could not cross the ball.
     """
     if dataset.partition(":")[0] not in _table():
         return None
@@ -56,7 +56,7 @@ PUBLISHED_BATCH = 256
 
 
 def updates(dataset: str, plan: TrainingPlan) -> int | None:
-    """Return how many times a training updates the weights; None where the data set's size is not known."""
+    """Return the number of weight updates of a training; None where the dataset's size is not known."""
     images = int(of(dataset)["train_images"])
     if not images:
         return None
@@ -64,11 +64,11 @@ def updates(dataset: str, plan: TrainingPlan) -> int | None:
 
 
 def published_updates(dataset: str, plan: TrainingPlan, versions: int = 1) -> int | None:
-    """Return how many times the published schedule updates the weights, or None where there is none.
+    """Return the number of weight updates in the published schedule; None where there is no such schedule.
 
     Args:
-        versions: how many training versions of each image one published epoch sees: all ten masks of
-            pure ME-Net (released code), one where each use draws afresh.
+        versions: the number of training versions of each image that one published epoch sees: ten for
+            the masks of pure ME-Net (released code), one where each use draws afresh.
     """
     images = int(of(dataset)["train_images"])
     if not images or not plan.paper_epochs:
@@ -77,12 +77,12 @@ def published_updates(dataset: str, plan: TrainingPlan, versions: int = 1) -> in
 
 
 def plan(dataset: str, kind: str, overrides: Mapping[str, Any]) -> TrainingPlan:
-    """Return the training of a dataset, with what the user set instead.
+    """Return the training plan of a dataset, with the fields in `overrides` replaced.
 
-    `epochs` compresses the schedule: milestones are shares of it.
+    Setting `epochs` compresses the schedule, since milestones are shares of it.
 
     Raises:
-        HarnessError: an override that is no field of TrainingPlan, or does not fit its type.
+        HarnessError: an override is no field of TrainingPlan, or does not fit its type.
     """
     entry = of(dataset)
     chosen = {**entry[kind], "kind": kind, "paper_epochs": entry.get("paper_epochs") or None}

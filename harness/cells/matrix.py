@@ -1,4 +1,4 @@
-"""What a run set out to do, kept beside the records so that `harness status` can say how far it is."""
+"""The plan of a run, kept beside the records so that `harness status` can say how far the run is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "matrices"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One cell: the keys of its record, of its attacked images, and of what it trains."""
+    """A planned cell: the keys of its record, of its attacked images, and of the models that it trains."""
 
     key: str
     generation: str
@@ -22,7 +22,7 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """The cells of one command. The same command has the same name, so it is listed once."""
+    """The cells of one command. The same command has the same name, and so is listed once."""
 
     started: str
     cells: tuple[Planned, ...]

@@ -1,4 +1,4 @@
-"""Plugins at the door: what a guest's code raises, or is not, becomes one line for the user."""
+"""Build plugins from specs; any error in the code of a guest becomes one line for the user."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from harness.types import Attack, Defense, HarnessError, Spec
 T = TypeVar("T")
 _loading = functools.partial(guard.watched, noted=False, keep=(process.PATH,))
 registry.around_file = _loading
-"""What a file does to the process while it is loaded is put back, but for where it looks for modules."""
+"""Changes that a file makes to the process while it is loaded are put back, except for the import path."""
 
 
 def guarded(what: str, call: Callable[[], T]) -> T:
-    """Return what a guest's code returns.
+    """Call a guest's code and return its result.
+
+    Args:
+        what: the subject of the error message.
 
     Raises:
-        HarnessError: it raised anything.
+        HarnessError: the code raised anything.
     """
     try:
         return guard.call(call)
@@ -58,10 +61,10 @@ def _made(spec: Spec, plugins: Registry, kind: type[Attack] | type[Defense]) -> 
 
 
 def check_parameters(spec: Spec, plugins: Registry) -> None:
-    """Refuse a spec's parameters before anything is built.
+    """Check a spec's parameters before anything is built.
 
     Raises:
-        HarnessError: one that the plugin does not have, or a value that does not fit.
+        HarnessError: the plugin lacks a parameter, or a value does not fit its type.
     """
     owner = f"{plugins.kind} {spec.name}"
     make = plugins.get(spec.name)

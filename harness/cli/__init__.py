@@ -1,4 +1,4 @@
-"""The command line: each command's words become typed options, and its results a page of text."""
+"""The command line: it turns each command's words into typed options, and its results into text."""
 
 from harness.cli.main import main
 

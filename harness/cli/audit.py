@@ -1,4 +1,4 @@
-"""`harness audit`: everything that may break one defense, and a verdict."""
+"""`harness audit`: try everything that may break one defense, and give a verdict."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ def audit(
 
 
 def _from_file(*names: str | None) -> bool:
-    """Return whether any of the plugins is code in a file of the user's."""
+    """Return whether any of the plugins is code in a user's file."""
     return any(".py:" in name for name in names if name)

@@ -1,4 +1,4 @@
-"""`harness check`: what a plugin promises, tried."""
+"""`harness check`: test the promises of a plugin."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import click
 @click.command()
 @click.argument("plugin")
 def check(plugin: str) -> None:
-    """Check what a plugin promises: a file, file.py:Class, or a registered attack or defense.
+    """Check the promises of a plugin: a file, file.py:Class, or a registered attack or defense.
 
-    Ball and box, determinism, batch independence, memory, purity; a declared backward pass against
-    finite differences, declared randomness against randomness seen. Exit status 1 where one fails.
+    Checked are ball and box, determinism, batch independence, memory and purity; the declared
+    backward pass against finite differences, and declared randomness against the observed one.
+    The exit status is 1 where a check fails.
 
     \b
     harness check my_attack.py

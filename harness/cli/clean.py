@@ -1,4 +1,4 @@
-"""`harness clean`: what could be deleted."""
+"""`harness clean`: show what could be deleted, and delete it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.cli.options import RESULTS
 @click.option("--cache", type=click.Path(path_type=Path), help="As the run had it.")
 @RESULTS
 def clean(what: tuple[str, ...], yes: bool, results: Path, cache: Path | None) -> None:
-    """What could be deleted, and what it would cost to make again.
+    """Show which files could be deleted and the cost of making them again; with --yes, delete them.
 
     \b
     harness clean --what attacked --what states --yes

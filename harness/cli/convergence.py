@@ -1,4 +1,4 @@
-"""`harness convergence`: robust accuracy against steps, draws, restarts and epsilon."""
+"""`harness convergence`: measure robust accuracy against steps, draws, restarts and epsilon."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def convergence(
     strict: bool,
     **words: Any,
 ) -> None:
-    """Robust accuracy against steps, draws, restarts and epsilon: convergence.csv and .svg.
+    """Measure robust accuracy against steps, draws, restarts and epsilon.
+
+    The results are written to convergence.csv and convergence.svg.
 
     \b
     harness convergence --defense menet-usvt --steps 10,40,160 --eot 1,8 --epsilons 0.1,0.3,1

@@ -1,4 +1,4 @@
-"""`harness data`: what a dataset holds."""
+"""`harness data`: inspect a dataset."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from harness.cli.options import DATA
 
 @click.group()
 def data() -> None:
-    """Look at datasets."""
+    """Inspect datasets."""
 
 
 @data.command(name="check")
 @click.argument("name")
 @DATA
 def data_check(name: str, data_dir: Path | None) -> None:
-    """Counts, digest, shape and range of a dataset.
+    """Check a dataset, and print its counts, digest, shape and range.
 
     \b
     harness data check mnist --data-dir ~/data

@@ -1,4 +1,4 @@
-"""`harness list`: what there is to name."""
+"""`harness list`: list the plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.types import HarnessError
 @click.argument("kind", required=False)
 @click.option("--all", "everything", is_flag=True, help="With what the attack libraries ship.")
 def list_plugins(kind: str | None, everything: bool) -> None:
-    """All attacks, defenses, models, datasets and estimators, one line each.
+    """List all attacks, defenses, models, datasets and estimators, one line each.
 
     \b
     harness list attacks --all
@@ -30,7 +30,7 @@ def list_plugins(kind: str | None, everything: bool) -> None:
     }
     if kind is not None and kind not in kinds:
         raise HarnessError(f"no kind of plugin is called {kind!r}: there are {', '.join(kinds)}")
-    registry.defenses.names()  # the estimators stand beside the defense that uses them
+    registry.defenses.names()  # the defenses that use estimators register them
     for name, each in kinds.items():
         if kind not in (None, name):
             continue

@@ -1,4 +1,4 @@
-"""The command line: its commands gathered, and one place where errors become messages."""
+"""The group of all commands, and the one place where errors become messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.types import HarnessError
 
 
 class _Group(click.Group):
-    """One place where errors that the user can mend become one message and an exit status."""
+    """The group of commands, which turns errors that the user can mend into a message and an exit status."""
 
     def invoke(self, context: click.Context) -> Any:
         with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
@@ -47,7 +47,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="harness")
 def main() -> None:
-    """Adversarial robustness, measured so that the number can be trusted.
+    """Measure adversarial robustness so that the number can be trusted.
 
     \b
     harness run --defense menet-nuc --attack bpda --steps 1000

@@ -1,4 +1,4 @@
-"""`harness new`: a plugin of one's own to begin with."""
+"""`harness new`: write the start of a user's own plugin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import click
     help="Where to write. Default: here.",
 )
 def new(kind: str, name: str, folder: Path) -> None:
-    """Write an attack or a defense of your own that works, and its test.
+    """Write a working attack or defense to start from, and its test.
 
     \b
     harness new attack my-attack

@@ -1,4 +1,4 @@
-"""What several commands take: options, and words that become numbers, sizes and typed options objects."""
+"""Options of several commands, and the conversion of words to numbers, sizes and typed options objects."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def typed(words: dict[str, Any], a: type[A], b: type[B], /) -> tuple[A, B]: ...
 @overload
 def typed(words: dict[str, Any], a: type[A], b: type[B], c: type[C], /) -> tuple[A, B, C]: ...
 def typed(words: dict[str, Any], *kinds: type[Any]) -> Any:
-    """Build the options objects whose fields a command's words are, each word in exactly one.
+    """Return options objects of these types, filled from a command's words; each word belongs to one of them.
 
     Raises:
-        TypeError: a word that is no field of them.
+        TypeError: a word is no field of them.
     """
     left = dict(words)
     made = []
@@ -41,7 +41,7 @@ def typed(words: dict[str, Any], *kinds: type[Any]) -> Any:
 
 
 class _Read(click.ParamType[Any]):
-    """A word read by a function that raises HarnessError where it does not fit."""
+    """A parameter type whose words are read by a function that raises HarnessError where they do not fit."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
@@ -57,10 +57,10 @@ class _Read(click.ParamType[Any]):
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """`key=value`.
+    """Return (key, value) of a text `key=value`.
 
     Raises:
-        HarnessError: anything else.
+        HarnessError: the text has another form.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -79,7 +79,7 @@ NUMBER, MEMORY, TIME = _Read("number", number), _Read("size", size), _Read("time
 
 
 def assignments(flag: str, name: str, said: str | None = None) -> Callable[[F], F]:
-    """Return an option that is given once for each field: `-D name=value`."""
+    """Return an option that is repeated for each parameter: `-D name=value`."""
     return click.option(
         flag,
         name,
@@ -108,9 +108,11 @@ DEVICE = click.option("--device", help="cpu, cuda, cuda:1. Default: cuda where t
 CACHE = click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder of weights and estimates."
 )
-QUIET = click.option("--quiet", is_flag=True, help="No progress.")
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 ISOLATE = click.option(
-    "--isolate", is_flag=True, help="Each cell in a process of its own, whose death is its failure."
+    "--isolate",
+    is_flag=True,
+    help="Run each cell in a process of its own; if that dies, only the cell fails.",
 )
 CELL_LIMIT = click.option(
     "--cell-limit",
@@ -118,7 +120,7 @@ CELL_LIMIT = click.option(
     help="Time that an isolated cell may take, for guests that hang: 90s, 10m.",
 )
 STRICT = click.option(
-    "--strict", is_flag=True, help="Exit status 3 where a number is flagged (but for scaled-down)."
+    "--strict", is_flag=True, help="Exit status 3 where a number is flagged (except scaled-down)."
 )
 
 
@@ -139,10 +141,12 @@ NORMALISATION = click.option(
 
 
 def scale_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How much of which machines a run may use, where it meets others, and what it notes."""
+    """Add the options of a run's machines, memory, shared store and log to a command."""
     for option in (
         click.option(
-            "--memory", type=MEMORY, help="Halve batches at this limit: 4GB (GPU's, if used)."
+            "--memory",
+            type=MEMORY,
+            help="Limit at which batches are halved: 4GB (of the GPU, if used).",
         ),
         click.option(
             "--workers", type=click.IntRange(1, 512), help="Processes that share the work."
@@ -167,7 +171,7 @@ def scale_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that name one defended model, its ball, and where it is made."""
+    """Add the options that name one defended model, its ball, its device and its cache to a command."""
     for option in reversed(
         (
             click.option("--dataset", default="digits", show_default=True),
@@ -178,7 +182,9 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
             WEIGHTS,
             NORMALISATION,
             click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure"),
-            click.option("--epochs", type=click.IntRange(1), help="Compresses the schedule."),
+            click.option(
+                "--epochs", type=click.IntRange(1), help="Epochs; fewer compress the schedule."
+            ),
             click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255."),
             click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf"),
             click.option("--seed", type=int, default=0, show_default=True),

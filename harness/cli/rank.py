@@ -1,4 +1,4 @@
-"""`harness rank`: approximate ranks of a dataset's images."""
+"""`harness rank`: compute the approximate ranks of a dataset's images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from harness.cli.options import DATA
 @click.option("--output", type=click.Path(path_type=Path), default=Path("."), help="Folder.")
 @DATA
 def rank(datasets: tuple[str, ...], images: int, output: Path, data_dir: Path | None) -> None:
-    """Approximate rank of a dataset's images: rank.svg, .png and .csv (the paper's Figure 1).
+    """Compute the approximate ranks of a dataset's images (ME-Net, Figure 1).
+
+    The results are written to rank.svg, rank.png and rank.csv.
 
     \b
     harness rank --dataset mnist --dataset cifar10

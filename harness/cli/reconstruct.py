@@ -1,4 +1,4 @@
-"""`harness reconstruct`: one image under masks, and its estimates."""
+"""`harness reconstruct`: draw one image under masks with its reconstructions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.cli.options import DATA
 def reconstruct(
     dataset: str, image: int, defenses: tuple[str, ...], output: Path, data_dir: Path | None
 ) -> None:
-    """One image under masks of p = 0.1 to 1, and its estimates side by side (the paper's Figure 2).
+    """Draw one image under masks of p = 0.1 to 1 and its reconstructions (ME-Net, Figure 2).
 
     \b
     harness reconstruct --dataset cifar10 --image 7

@@ -1,4 +1,4 @@
-"""`harness report`: one HTML page of a results folder."""
+"""`harness report`: write one HTML page of a results folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from harness.cli.options import RESULTS
 )
 @RESULTS
 def report(results: Path, output: Path | None) -> None:
-    """One HTML page with claims, tables, figures, attacked images and every record. Opens as a file.
+    """Write one HTML page with claims, tables, figures, attacked images and every record.
+
+    The page is self-contained and opens as a file.
 
     \b
     harness report --results results/runs/smoke

@@ -1,4 +1,4 @@
-"""`harness reproduce`: the paper's tables and figures, run and drawn."""
+"""`harness reproduce`: run and draw the paper's tables and figures."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def reproduce(
     results: Path | None,
     **words: Any,
 ) -> None:
-    """Run what a table or figure of the paper still needs, and draw it.
+    """Run the cells that a table or figure of the paper still needs, and draw it.
 
     NAMES are table1 to table7, figure1, figure2, figure4 to figure6, beyond, refuted, `all`, or
-    TOML files of your own. What is stored already is not run again.
+    TOML files of your own. Cells that are stored already are not run again.
 
     \b
     harness reproduce table4 --profile laptop

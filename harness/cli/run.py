@@ -1,4 +1,4 @@
-"""`harness run`: a matrix of attacks and defenses, printed as a table."""
+"""`harness run`: run a matrix of attacks and defenses, and print it as a table."""
 
 from __future__ import annotations
 
@@ -50,18 +50,20 @@ if TYPE_CHECKING:
 @WEIGHTS
 @NORMALISATION
 @click.option("--training", type=click.Choice(["pure", "adversarial"]), default="pure")
-@click.option("--epochs", type=click.IntRange(1), help="Compresses the training schedule.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Training epochs; fewer compress the schedule."
+)
 @click.option("--epsilon", type=NUMBER, help="Radius of the ball: 0.3, 8/255.")
 @click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Attack steps.")
 @click.option(
     "--step-size", type=NUMBER, help="Default: the dataset's (0.01, 2/255), or the ball's."
 )
-@click.option("--eot", type=click.IntRange(1), help="Draws that a step's gradient averages.")
+@click.option("--eot", type=click.IntRange(1), help="Draws averaged for the gradient of a step.")
 @click.option("--draws", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many test images.")
-@click.option("--max-queries", type=click.IntRange(1), help="Forwards an image may cost.")
+@click.option("--max-queries", type=click.IntRange(1), help="The most forwards for an image.")
 @click.option("--budget-scale", type=NUMBER, help="Share of the adaptive suite's budget: 0.1.")
 @STRICT
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
 def run(defenses: tuple[str, ...], seeds: tuple[int, ...], strict: bool, **words: Any) -> None:
     """Train or load each defense, run each attack, print a table.
 
-    The same command again runs only what is missing.
+    The same command again runs only the cells that are missing.
 
     \b
     harness run --dataset mnist --defense madry --attack pgd --steps 40 --limit 1000
@@ -98,7 +100,7 @@ def run(defenses: tuple[str, ...], seeds: tuple[int, ...], strict: bool, **words
 
 
 def _run(cells: Sequence[Cell], notes: Sequence[str], runner: Runner, *, strict: bool) -> int:
-    """Run cells, print the table, say where the records lie. Return the exit status."""
+    """Run cells, print the table and the folder of the records, and return the exit status."""
     from harness.results import flags, summaries
     from harness.results.records import Failure, Timing
 
@@ -126,7 +128,7 @@ def show(
     folder: Path,
     note: str,
 ) -> None:
-    """Print the table that a person reads, and the doubts under it."""
+    """Print the table of a run, with the doubts about its numbers below."""
     from harness.results import tables
     from harness.results.records import Failure
 

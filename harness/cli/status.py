@@ -1,4 +1,4 @@
-"""`harness status`: how far runs are."""
+"""`harness status`: show how far runs are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.cli.options import RESULTS
 @click.option("--cache", type=click.Path(path_type=Path), help="As the run had it.")
 @RESULTS
 def status(results: Path, cache: Path | None) -> None:
-    """How far runs are: done, running, failed with the reason, left, and an estimate.
+    """Show how far runs are: cells done, running, failed with the reason, or left, and an estimate.
 
     \b
     harness status --results results/runs

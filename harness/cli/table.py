@@ -1,4 +1,4 @@
-"""`harness table`: stored records as a table."""
+"""`harness table`: print the stored records as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.types import DamageError, HarnessError
 @STRICT
 @RESULTS
 def table(form: str, results: Path, strict: bool) -> None:
-    """The stored records as a table: rows are defenses, columns attacks.
+    """Print the stored records as a table: rows are defenses, columns are attacks.
 
     \b
     harness table --results results/runs --format csv

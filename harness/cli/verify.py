@@ -1,4 +1,4 @@
-"""`harness verify`: records against the attacked images on disk."""
+"""`harness verify`: check records against the attacked images on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.types import HarnessError
 def verify(keys: tuple[str, ...], draws: int, **words: Any) -> None:
     """Rebuild records from the attacked images on disk, compare every field, and score new draws.
 
-    What no file can contradict is printed as taken on trust.
+    Fields that no file can contradict are printed as taken on trust.
 
     Exit status 1 where something is contradicted, or cannot be verified.
 

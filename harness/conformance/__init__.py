@@ -1,4 +1,4 @@
-"""What every plugin promises, as checks that anyone can run, and templates of plugins that keep it."""
+"""Checks of the promises that every plugin makes, and templates of plugins that keep them."""
 
 from harness.conformance.check import Check, checks
 

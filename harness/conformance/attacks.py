@@ -1,7 +1,7 @@
-"""Check what every attack promises: the conformance kit, with a reason for each failure.
+"""Check the promises that every attack makes, with a reason for each failure.
 
-`harness check FILE` runs it on a plugin of one's own; `tests/contracts` runs the same checks on every
-registered plugin. A check is a function that raises `Broken`; it changes nothing.
+`harness check FILE` runs these checks on a user's plugin; `tests/contracts` runs them on every registered
+plugin. A check is a function that raises `Broken` and changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSES = 4
 
 
 class Broken(AssertionError):
-    """Says which promise is not kept, and what to do about it."""
+    """Raised where a promise is not kept, with a hint on how to keep it."""
 
 
 AttackCheck = Callable[[Attack, Defended, Batch], None]
@@ -89,8 +89,11 @@ def perturb(attack: Attack, defended: Defended, batch: Batch, norm: Norm) -> Per
 
 
 def ball_box_and_purity(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Check that every image and snapshot is finite, in the box and (bounded attacks) in the ball;
-    weights, buffers, modes, gradients, the input and the global random state stay as they were."""
+    """Check that images are valid and that the attack changes nothing but them.
+
+    Every image and snapshot must be finite, in the box and (for a bounded attack) in the ball. Weights,
+    buffers, modes, gradients, the input and the global random state must stay as they were.
+    """
     given = batch.images.clone()
     for norm in attack.norms:
         before = _state(defended)
@@ -185,7 +188,7 @@ def other_random_state() -> Iterator[None]:
 
 
 def serves_one_and_none(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Check that a batch of one image and one of none come back with their shapes."""
+    """Check that batches of one image and of none come back with their shapes."""
     for count in (0, 1):
         few = batch[slice(0, count)]
         found = perturb(attack, defended, few, attack.norms[0])
@@ -208,13 +211,13 @@ def batch_independent(attack: Attack, defended: Defended, batch: Batch) -> None:
 
 
 def holds_no_memory(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Check that no tensors pile up from one batch to the next."""
+    """Check that the number of live tensors does not grow from one batch to the next."""
     norm = attack.norms[0]
     require_steady(lambda: perturb(attack, defended, batch, norm))
 
 
 def require_steady(work: Callable[[], object]) -> None:
-    """Call twice to warm up; then four more calls may not leave more tensors behind."""
+    """Check that four calls leave no more tensors behind, after two calls to warm up."""
     for _ in range(2):
         work()
     before = _live_tensors()
@@ -230,7 +233,7 @@ def _live_tensors() -> int:
 
 
 def respects_its_access(attack: Attack, defended: Defended, batch: Batch) -> None:
-    """Check that it declares the access it needs, and refuses a norm that it does not serve."""
+    """Check that an attack declares the access that it needs, and refuses a norm that it does not support."""
     threat = ThreatModel(epsilon=RADII[attack.norms[0]], norm=attack.norms[0])
     view = View(defended, batch, threat, attack.access)
     attack.perturb(view, batch, threat, Draws(0, batch.ids, Role.ATTACK))
@@ -253,7 +256,7 @@ def _refuses(attack: Attack, view: Victim, threat: ThreatModel) -> bool:
 
 
 def described(plugin: Attack | Defense) -> None:
-    """Check that its docstring begins with one sentence and that its parameters cannot be changed."""
+    """Check that a plugin's docstring begins with one sentence and that its parameters cannot be changed."""
     summary = (type(plugin).__doc__ or "").strip().split("\n")[0]
     require(
         10 < len(summary) < 110 and summary.endswith("."),

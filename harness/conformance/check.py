@@ -1,4 +1,4 @@
-"""The conformance kit on a file: which plugins it holds, and how they do."""
+"""Run the conformance checks on the plugins in a file, or on a registered plugin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK: dict[type, dict[str, int]] = {
     },
     Defense: {"filters": 4, "layers": 1, "hidden": 8, "blocks": 1, "levels": 4},
 }
-"""Settings that make a plugin of any kind a matter of a second, for the fields that it has."""
+"""Parameters with which a plugin of each kind runs in about a second; a plugin takes those that it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +51,20 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Holds how a check went; `reason` is empty where the promise is kept."""
+    """The result of a check; `reason` is empty where the promise is kept."""
 
     check: str
     reason: str = ""
 
 
 def checks(word: str) -> list[Check]:
-    """Return all checks of what a word names: a file, `file.py:Class`, or a registered name with parameters.
+    """Return all checks of the plugins that a word names.
+
+    Args:
+        word: a file, `file.py:Class`, or a registered name with parameters.
 
     Raises:
-        HarnessError: no such file or plugin, or a file without attacks and defenses.
+        HarnessError: there is no such file or plugin, or the file has no attacks and defenses.
     """
     found: list[Check] = []
     for name, plugin in _plugins(word):
@@ -73,12 +76,12 @@ def checks(word: str) -> list[Check]:
 
 
 def findings(word: str) -> Iterator[Finding]:
-    """Run every check in turn, whatever the ones before found."""
+    """Run every check in turn, whatever the earlier ones found, and yield the results."""
     return map(finding, checks(word))
 
 
 def finding(check: Check) -> Finding:
-    """Run one check and return how it went."""
+    """Run one check and return its result."""
     try:
         check()
     except AssertionError as error:
@@ -90,7 +93,7 @@ def finding(check: Check) -> Finding:
 
 
 def probes(defense: Defense) -> Iterator[Probe]:
-    """Check every promise of a defense that an audit depends on, and say what came of it."""
+    """Check every promise of a defense that an audit depends on, and yield the results."""
     name = type(defense).__name__
     for check in _of_defense(name, defense):
         if check.name not in defenses.DOUBTS:
@@ -142,7 +145,7 @@ def _kind(plugin: type) -> registry.Registry:
 
 
 def quick(word: str, kind: registry.Registry) -> Any:
-    """Build a plugin with small budgets, where it has such fields and they were not set."""
+    """Return a plugin with small budgets, where it has such parameters and they were not set."""
     spec = parse(word)
     budgets = QUICK[Attack if kind is registry.attacks else Defense]
     known = fields(kind.get(spec.name)) if spec.inner is None else {}

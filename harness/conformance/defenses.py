@@ -1,4 +1,4 @@
-"""Check what every defense promises: the conformance kit, continued."""
+"""Check the promises that every defense makes, with a reason for each failure."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from harness.targets.defended import Defended
 from harness.types import Backward, Batch, Defense, Randomness
 
 BATCH_TOLERANCE = 2e-3
-"""How far a sample may differ between batches: solvers stop by the batch's slowest matrix."""
+"""The most that a sample may differ between batches: solvers stop by the batch's slowest matrix."""
 TIES = 0.01
-"""Share of a sample's values that may change more: where two choices are equal but for rounding."""
+"""The share of a sample's values that may differ more: where two choices are equal but for rounding."""
 EXACT_AGREEMENT = 0.9
-"""Of an exact gradient with finite differences; solvers to a tolerance and kinks take some."""
+"""The least agreement of an exact gradient with finite differences; tolerances and kinks cost some."""
 DIFFERENTIABLE_AGREEMENT = 0.5
-"""Of a transformation's own gradient where another is declared: better than a stand-in is all it must be."""
+"""The least agreement of a transformation's own gradient where another is declared."""
 _DIRECTIONS = 24
 
 DefenseCheck = Callable[[Defense, Batch], None]
 
 
 def behind(defense: Defense, batch: Batch) -> Defended:
-    """Put the defense in front of a linear classifier of ten classes."""
+    """Return the defense in front of a linear classifier of ten classes."""
     channels, height, width = batch.images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def pure(defense: Defense, batch: Batch) -> None:
 
 
 def same_in_any_batch(defense: Defense, batch: Batch) -> None:
-    """Check that a sample looks the same whatever else is in its batch."""
+    """Check that a sample is transformed in the same way whatever else is in its batch."""
     defended, few = behind(defense, batch), batch[slice(0, 6)]
     whole = defended.transform(few.images, draws(few))
     part = few[torch.tensor([4, 1])]
@@ -86,7 +86,7 @@ def same_in_any_batch(defense: Defense, batch: Batch) -> None:
 
 
 def randomness_as_declared(defense: Defense, batch: Batch) -> None:
-    """Check that `is_random` says whether other draws change the result, and that it can be held still."""
+    """Check that other draws change the result if `is_random` says so, and that randomness can be fixed."""
     defended, few = behind(defense, batch), batch[slice(0, 4)]
     one = defended.transform(few.images, draws(few))
     for other in (draws(few, step=1), draws(few, draw=1), draws(few, Role.ATTACK)):
@@ -118,7 +118,7 @@ def gradient_where_declared(defense: Defense, batch: Batch) -> None:
 
 
 def backward_against_differences(defense: Defense, batch: Batch) -> None:
-    """Check that the declared backward pass goes where finite differences go: closely, where it is exact."""
+    """Check that the declared backward pass agrees with finite differences, closely where it is exact."""
     found = agreement(defense, batch)
     if defense.backward == "exact":
         require(
@@ -142,11 +142,12 @@ def backward_against_differences(defense: Defense, batch: Batch) -> None:
 
 
 def agreement(defense: Defense, batch: Batch, *, backward: Backward = "declared") -> float:
-    """Compare slopes along a backward pass with central differences of the forward pass; return 1 at best:
-    the share of variance explained by an exact pass, the correlation of a stand-in, whose size means nothing.
+    """Return the agreement of a backward pass with central differences of the forward pass, 1 at best.
 
-    Of 24 pairs of a smooth direction d and a read-out u: <u, J d> against <u, f(x + h d) - f(x - h d)>
-    / 2h. An exact pass is asked about small steps; a stand-in about steps the size of an attack.
+    It is the share of variance that an exact pass explains, and the correlation for a stand-in, whose scale
+    means nothing. For 24 pairs of a smooth direction d and a read-out u, <u, J d> is compared with
+    <u, f(x + h d) - f(x - h d)> / 2h. The step h is small for an exact pass, and the size of an attack's
+    for a stand-in.
     """
     kind = defense.backward if backward == "declared" else backward
     step = 5e-3 if kind == "exact" else 0.1
@@ -156,7 +157,7 @@ def agreement(defense: Defense, batch: Batch, *, backward: Backward = "declared"
     generator = torch.Generator().manual_seed(0)
     directions = [_smooth(inside, generator) for _ in range(_DIRECTIONS)]
 
-    # One call for all: a sample's draws belong to its id, however often it stands in the batch.
+    # One call for all: a sample's draws belong to its id, however often it occurs in the batch.
     moved = [inside + sign * step * d for sign in (1, -1) for d in directions]
     place = draws(dataclasses.replace(few, ids=few.ids.repeat(len(moved))))
     ahead, back = shown.transform(torch.cat(moved), place).chunk(2)
@@ -179,7 +180,7 @@ def agreement(defense: Defense, batch: Batch, *, backward: Backward = "declared"
 
 
 def _smooth(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw random directions of entries in [-1, 1] that change slowly over the image."""
+    """Return random directions with entries in [-1, 1] that change slowly over the image."""
     count, channels, height, width = images.shape
     coarse = torch.randn(count, channels, 4, 4, generator=generator)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
@@ -192,7 +193,7 @@ def _tiled(direction: Tensor, channels: int) -> Tensor:
 
 
 def trains(defense: Defense, batch: Batch) -> None:
-    """Check that training versions are drawn in the shape that the classifier sees."""
+    """Check that training versions have the shape of the classifier's input."""
     defended, few = behind(defense, batch), batch[slice(0, 3)]
     place = draws(few, Role.TRAIN)
     wanted = defended.transform(few.images, place).shape
@@ -206,7 +207,7 @@ def trains(defense: Defense, batch: Batch) -> None:
 
 
 def transform_holds_no_memory(defense: Defense, batch: Batch) -> None:
-    """Check that no tensors pile up from one batch to the next, and no field changes."""
+    """Check that neither live tensors grow in number from batch to batch, nor any field changes."""
     defended, few = behind(defense, batch), batch[slice(0, 2)]
     before = copy.deepcopy(vars(defense))
     require_steady(lambda: defended.transform(few.images, draws(few)))
@@ -221,7 +222,7 @@ DOUBTS: dict[str, Literal["inconsistent-defense", "masked-gradients"]] = {
     "gradient where declared": "masked-gradients",
     "backward against differences": "masked-gradients",
 }
-"""By check: the flag that a broken promise raises in an audit."""
+"""The flag that a broken promise raises in an audit, by check."""
 
 DEFENSE_CHECKS: dict[str, DefenseCheck] = {
     "pure": pure,

@@ -1,4 +1,4 @@
-"""`harness new attack NAME`, `harness new defense NAME`: a working file of one's own, and its test."""
+"""Write a working plugin and its test for `harness new attack NAME` and `harness new defense NAME`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Kind = Literal["attack", "defense"]
 
 
 def write(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
-    """Write `NAME.py` and `test_NAME.py`; never over a file that is there.
+    """Write `NAME.py` and `test_NAME.py`, and return their paths; an existing file is never overwritten.
 
     Raises:
-        HarnessError: the name is no name, a file is there already, or the folder cannot be written.
+        HarnessError: the name cannot name a file, a file exists already, or the folder cannot be written.
     """
     stem = name.strip().lower().replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", stem) or keyword.iskeyword(stem):

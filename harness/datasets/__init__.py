@@ -1,1 +1,1 @@
-"""Images with stable ids and a digest, read from where they lie and checked; one file a source."""
+"""Datasets: images with stable ids and a digest, read and checked; one module for each source."""

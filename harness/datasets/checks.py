@@ -1,4 +1,4 @@
-"""What is asked of every dataset: shape, range, labels and ids that an experiment can be built on."""
+"""Check the shape, range, labels and ids of a dataset before an experiment is built on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CHUNK = 2048
 
 
 def check(dataset: Dataset) -> None:
-    """Check that these images, labels and ids can be trusted with an experiment.
+    """Check that a dataset's images, labels and ids fit for an experiment.
 
     Raises:
-        HarnessError: wrong shape, dtype or range, values that are not finite, labels without a
+        HarnessError: a wrong shape, dtype or range, values that are not finite, labels without a
             class, classes without an image, ids that occur twice, or lengths that differ.
     """
     what = f"{dataset.name} ({dataset.split})"
@@ -53,7 +53,7 @@ def check_pixels(images: Tensor, what: str) -> None:
     """Check that images are finite and in [0, 1] (or uint8).
 
     Raises:
-        HarnessError: they are not, with what they look like.
+        HarnessError: they are not (with a guess at the mistake).
     """
     if images.dtype not in (torch.uint8, torch.float32):
         raise HarnessError(
@@ -107,19 +107,19 @@ def _check_labels(labels: Tensor, classes: Sequence[str], what: str) -> None:
 
 
 def some(values: Sequence[object]) -> str:
-    """Return the first three, for a message."""
+    """Return the first three values as text for a message."""
     return ", ".join(str(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
 
 
 def span(images: Tensor) -> tuple[float, float]:
-    """Return the least and the greatest pixel value, on the scale of [0, 1]."""
+    """Return the smallest and the greatest pixel value, on the scale of [0, 1]."""
     low, high = torch.aminmax(images)
     scale = 1.0 if images.is_floating_point() else 255.0
     return float(low) / scale, float(high) / scale
 
 
 def digest(images: Tensor, labels: Tensor, ids: Tensor) -> str:
-    """Return SHA-256 of shape, dtype, pixels, labels and ids, in that order, little-endian."""
+    """Return the SHA-256 of shape, dtype, pixels, labels and ids, in that order, little-endian."""
     total = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}\n".encode())
     for values in (images, labels, ids):
         for start in range(0, len(values), _CHUNK):

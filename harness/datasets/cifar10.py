@@ -14,9 +14,9 @@ from harness.types import DamageError
 
 @datasets.register("cifar10")
 def cifar10(split: Split, folder: Path) -> Samples:
-    """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32, in the official order.
+    """Load CIFAR-10: 50,000 + 10,000 colour images of 32 x 32, in the official order.
 
-    Reads `cifar-10-batches-py/`. Its files are pickles: none is loaded before all checksums agree.
+    It reads `cifar-10-batches-py/`. The files are pickles, so none is loaded before all checksums agree.
 
     Raises:
         DamageError: a file's checksum is not the official one.

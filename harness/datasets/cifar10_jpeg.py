@@ -15,10 +15,10 @@ _PLACE = "cifar10-jpeg"
 
 @datasets.register("cifar10-jpeg")
 def cifar10_jpeg(split: Split, folder: Path, *, reporter: Reporter) -> Samples:
-    """CIFAR-10 after JPEG compression: not the official CIFAR-10.
+    """Load CIFAR-10 after JPEG compression: not the official CIFAR-10.
 
-    Reads `cifar10-jpeg/{train,test}/<class>/*.jpg`. The order is a fixed mixture of the classes,
-    the id a hash of `split/class/file`.
+    It reads `cifar10-jpeg/{train,test}/<class>/*.jpg`. The order is a fixed mixture of the classes;
+    the id is a hash of `split/class/file`.
     """
     obtain("cifar10-jpeg", folder, [f"{_PLACE}/train", f"{_PLACE}/test"])
     classes = listing(folder / _PLACE / "train")

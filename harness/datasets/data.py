@@ -1,8 +1,8 @@
-"""Datasets by name: one split in memory, checked once, with stable sample ids and a digest.
+"""Load datasets by name: one split in memory, checked once, with stable sample ids and a digest.
 
 Images are (N, C, H, W), uint8 (read as value / 255) or float32 in [0, 1]; nothing is normalised.
 A registered dataset is a function `(split, folder, **parameters) -> Samples`; `load` does the rest,
-so every dataset, a guest's too, passes the same checks. One that takes long has a `reporter` too.
+so every dataset, a guest's too, passes the same checks. A slow one also takes a `reporter`.
 
 A sample's id never changes with order or subset: its position in the official file (plus
 `TEST_OFFSET` in a test file), or a hash of its file name where a dataset is a folder of files.
@@ -30,12 +30,12 @@ from harness.types import Dataset, HarnessError
 
 Split = Literal["train", "test"]
 TEST_OFFSET = 10_000_000
-"""What is added to the positions of a test file, so that no id stands for two samples."""
+"""The number that is added to positions in a test file, so that no id stands for two samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a dataset's factory returns: arrays or tensors, not yet checked.
+    """The return value of a dataset's function: arrays or tensors, not yet checked.
 
     `images` (N, C, H, W) uint8, or any float in [0, 1]; `labels` (N,) integers, positions in
     `classes`; `ids` (N,) integers, by default the position, plus `TEST_OFFSET` in the test split.
@@ -58,8 +58,8 @@ def load(
 ) -> Dataset:
     """Return the split `train` or `test` of the dataset `name`, checked.
 
-    Files are looked for in `data_dir`, else in HARNESS_DATA, else in a cache folder of this user;
-    what is missing and has a public source is downloaded to that folder.
+    Files are looked for in `data_dir`, else in HARNESS_DATA, else in a cache folder of this user.
+    Missing files that have a public source are downloaded to that folder.
 
     Raises:
         HarnessError: no such dataset, split or parameter; files missing; unusable images or labels.
@@ -92,7 +92,7 @@ def load(
 
 
 def folder(data_dir: Path | None = None) -> Path:
-    """Return where data lies: the argument, else HARNESS_DATA, else `cache()`. It need not exist."""
+    """Return the folder of the data: the argument, else HARNESS_DATA, else `cache()`. It need not exist."""
     given = data_dir or os.environ.get("HARNESS_DATA")
     return Path(given).expanduser() if given else cache()
 
@@ -147,9 +147,9 @@ def _integers(values: Tensor, what: str) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One split in figures; `low` and `high` are on the scale of [0, 1].
+    """One split in numbers. `low` and `high` are on the scale of [0, 1].
 
-    `repeated` counts its images whose pixels occur in the other split too.
+    `repeated` counts the images whose pixels occur in the other split too.
     """
 
     name: str
@@ -172,7 +172,7 @@ def summary(
     reporter: Reporter | None = None,
     **parameters: Any,
 ) -> list[Summary]:
-    """Return both splits of a dataset in figures: what `harness data check NAME` prints.
+    """Return both splits of a dataset in numbers, as `harness data check NAME` prints them.
 
     Raises:
         HarnessError, DamageError: as `load`; also where the splits differ in shape or classes, or

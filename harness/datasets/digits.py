@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships (UCI, Alpaydin and Kaynak 1998): no download."""
+"""Handwritten digits that come with scikit-learn (UCI, Alpaydin and Kaynak 1998): no download."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SIDE = 28
 
 @datasets.register("digits")
 def digits(split: Split, folder: Path) -> Samples:
-    """1,797 real handwritten digits of 8 x 8, resized to 28 x 28; a fifth is the test split.
+    """Load 1,797 real handwritten digits of 8 x 8, resized to 28 x 28; a fifth is the test split.
 
-    Each class gives a fifth. The id is the position in scikit-learn's file. Pixels are 8 bit.
+    Each class gives a fifth to it. The id is the position in scikit-learn's file. Pixels have 8 bits.
     """
     try:
         from sklearn.datasets import load_digits

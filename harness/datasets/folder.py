@@ -14,7 +14,7 @@ from harness.types import HarnessError
 
 @datasets.bridge("folder")
 def folder(path: str) -> Callable[..., Samples]:
-    """A folder per class in each split: `PATH/train/<class>/*` and `PATH/test/<class>/*`."""
+    """Load images from a folder per class: `PATH/train/<class>/*` and `PATH/test/<class>/*`."""
 
     def load(split: Split, folder: Path, *, reporter: Reporter) -> Samples:
         root = Path(path).expanduser()

@@ -28,9 +28,9 @@ _ORIGINAL = {
 
 @datasets.register("mnist")
 def mnist(split: Split, folder: Path) -> Samples:
-    """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28, in the official order.
+    """Load MNIST: 60,000 + 10,000 handwritten digits of 28 x 28, in the official order.
 
-    Reads `MNIST/raw/*-ubyte` (torchvision's layout), also packed as `.gz`. Other files of that
+    It reads `MNIST/raw/*-ubyte` (torchvision's layout), also packed as `.gz`. Other files of that
     format are read too, but the dataset's note then says that they are not the originals.
 
     Raises:

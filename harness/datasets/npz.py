@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 @datasets.bridge("npz")
 def npz(path: str) -> Callable[..., Samples]:
-    """Arrays as numpy.savez writes them: x_train, y_train, x_test, y_test, or images and labels.
+    """Load arrays that numpy.savez wrote: x_train, y_train, x_test, y_test, or images and labels.
 
     Images are uint8, or float in [0, 1]. The file may also hold `classes` (names), `ids` (or
     `ids_train`, `ids_test`) and `layout` ("nchw" or "nhwc").
@@ -73,7 +73,7 @@ def npz(path: str) -> Callable[..., Samples]:
 
 
 def read(path: Path) -> dict[str, Array]:
-    """Return the arrays in an npz file. Python objects in it are refused: no code in it is ever run.
+    """Return the arrays in an npz file. Python objects are refused, so that no code in it is ever run.
 
     Raises:
         HarnessError: no such file, another format, or arrays of Python objects.
@@ -98,9 +98,9 @@ def read(path: Path) -> dict[str, Array]:
 
 
 def channels_first(images: Array, layout: str | None, what: str) -> Array:
-    """Return (N, C, H, W) of images (N, H, W), (N, C, H, W) or (N, H, W, C).
+    """Return images (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W).
 
-    By `layout` or, where only one of the two places has 1 or 3 entries, by that.
+    The channels are where `layout` says; without it, at the one of the two places that has 1 or 3 entries.
 
     Raises:
         HarnessError: it cannot be told which axis holds the channels.

@@ -1,6 +1,6 @@
-"""Folders of image files: decoded to tensors, with a checked copy of the decoded pixels on disk.
+"""Decode folders of image files to tensors, and keep a checked copy of the decoded pixels on disk.
 
-A helper of the datasets that are such folders; it registers none itself.
+Datasets that are such folders use this module; it registers none itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.storage.progress import Reporter
 from harness.types import DamageError, HarnessError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-"""What is decoded. Some of PIL's other formats start an external program."""
+"""The formats that are decoded. Some of PIL's other formats start an external program."""
 _VERSION = 1
 
 
@@ -39,7 +39,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, labelled: Sequence[tuple[str, int]]) -> Files:
-        """Return the listing of (name, label) in any order."""
+        """Return the files of (name, label) pairs in any order, sorted by id."""
         ids = name_ids([name for name, _ in labelled])
         order = ids.argsort(stable=True)
         return cls(
@@ -63,7 +63,7 @@ def listing(folder: Path) -> list[str]:
 
 
 def by_class(root: Path, split: str, classes: Sequence[str]) -> Files:
-    """Return the files `root/split/<class>/*`, for each of these classes; the label is its position."""
+    """Return the files `root/split/<class>/*` of these classes; the label is the position of the class."""
     labelled = []
     for label, name in enumerate(classes):
         inside = root / split / name
@@ -74,10 +74,11 @@ def by_class(root: Path, split: str, classes: Sequence[str]) -> Files:
 
 
 def decode(files: Files, *, channels: int, reporter: Reporter) -> Tensor:
-    """Decode (N, C, H, W) uint8 in the order of `files`: C = 1 greyscale, C = 3 colour (grey is tripled).
+    """Decode images to (N, C, H, W) uint8, in the order of `files`.
 
-    A copy of the decoded pixels is kept in the cache folder, one for each split of each folder, and
-    used while names, sizes, times and decoder are the same. A damaged copy is named and made anew.
+    Images are greyscale with C = 1, and colour with C = 3 (grey is tripled). A copy of the decoded pixels is
+    kept in the cache folder, one for each split of each folder, and used while names, sizes, times and
+    decoder are the same. A damaged copy is named and made again.
 
     Raises:
         HarnessError: images of different sizes, or that lose something when read so.
@@ -102,7 +103,7 @@ def decode(files: Files, *, channels: int, reporter: Reporter) -> Tensor:
 
 
 def is_grey(path: Path) -> bool:
-    """Return whether the file holds no colour; reads the file's head only."""
+    """Return whether the file holds no colour. Only the file's header is read."""
     with _opened(path) as image:
         return image.mode in ("1", "L")
 
@@ -158,7 +159,7 @@ def _place(files: Files) -> Path:
 
 
 def _stamp(files: Files, channels: int) -> str:
-    """Return what the pixels depend on: names, sizes and times of the files, and the decoder."""
+    """Return a digest of what the pixels depend on: the files' names, sizes and times, and the decoder."""
     import PIL
     from PIL import features
 

@@ -1,4 +1,4 @@
-"""What the modules of datasets share: files that are there or fetched, ids by name, a fixed split."""
+"""Helpers of the dataset modules: find or download files, derive ids from names, make a fixed split."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _TIMEOUT = 30.0
 def name_ids(names: Sequence[str]) -> Tensor:
     """Return (N,) int64 in [0, 2**53): an id for each relative file name, by SHA-256.
 
-    It stays when other files come or go. Sorted by it, files lie in an order that is fixed, mixes
-    the classes, and does not depend on the file system. 53 bits: exact as a number in JSON.
+    An id does not change when other files come or go. Sorted by id, files are in an order that is fixed,
+    mixes the classes, and does not depend on the file system. 53 bits are exact as a number in JSON.
     """
     values = [
         int.from_bytes(
@@ -40,9 +40,9 @@ def name_ids(names: Sequence[str]) -> Tensor:
 
 
 def stratified(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return positions (train, test) of a fixed split, each in ascending order.
+    """Return the positions (train, test) of a fixed split, each in ascending order.
 
-    `round(share * n)` samples of every class, one at least, go to the test split, chosen by a
+    `round(share * n)` samples of every class, at least one, go to the test split, chosen by a
     pseudo-random permutation that depends on the class and its size alone.
     """
     test = []

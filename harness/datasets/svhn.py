@@ -12,9 +12,9 @@ from harness.types import DamageError
 
 @datasets.register("svhn")
 def svhn(split: Split, folder: Path) -> Samples:
-    """SVHN: 73,257 + 26,032 house numbers of 32 x 32, in the official order.
+    """Load SVHN: 73,257 + 26,032 house numbers of 32 x 32, in the official order.
 
-    Reads `train_32x32.mat` and `test_32x32.mat`; the extra images are not used.
+    It reads `train_32x32.mat` and `test_32x32.mat`; the extra images are not used.
 
     Raises:
         DamageError: the file's checksum is not the official one.

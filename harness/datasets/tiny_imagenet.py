@@ -17,12 +17,12 @@ _CLASSES = 200
 
 @datasets.register("tiny-imagenet")
 def tiny_imagenet(split: Split, folder: Path, *, reporter: Reporter) -> Samples:
-    """Tiny-ImageNet: 64 x 64 photographs of 200 classes, 500 each; `val` is the test split.
+    """Load Tiny-ImageNet: 64 x 64 photographs of 200 classes, 500 each; `val` is the test split.
 
-    Reads `tiny-imagenet-200/` with `wnids.txt`, `train/<wnid>/images/` and `val/` as unpacked;
-    labels are positions in `wnids.txt`. Fewer classes are fine and the note then says how many. The
+    It reads `tiny-imagenet-200/` with `wnids.txt`, `train/<wnid>/images/` and `val/` as unpacked;
+    labels are positions in `wnids.txt`. With fewer classes, the note says how many there are. The
     official test images have no labels and are not read. The order is a fixed mixture of the
-    classes, the id a hash of the file's name in the official layout.
+    classes; the id is a hash of the file's name in the official layout.
     """
     root = folder / _PLACE
     obtain(
@@ -74,7 +74,7 @@ def _validation(root: Path, wnids: list[str]) -> list[tuple[str, int]]:
 
 
 def _words(root: Path, wnids: list[str]) -> list[str]:
-    """Return the first word for each class where they are known and differ, else its WordNet id."""
+    """Return each class's first word where all are known and differ, else the WordNet ids."""
     if not (root / "words.txt").is_file():
         return wnids
     table = dict(line.partition("\t")[::2] for line in _lines(root / "words.txt"))

@@ -1,1 +1,1 @@
-"""Plan, attack, judge, record: one cell after another, each once, resumable at any moment."""
+"""Plan, attack, judge and record cells, one after another, each once, resumable at any moment."""

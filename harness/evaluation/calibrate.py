@@ -1,6 +1,6 @@
-"""How long a run will take, and how much memory: short measurements on the very models and defenses.
+"""Estimate the time and memory of a run by short measurements on its own models and defenses.
 
-Costs are counted in passes: an attack says how many an image needs at most, training has as many as its
+Costs are counted in passes: an attack states the most that an image needs, and training has as many as its
 plan says. A pass of each kind is timed on this machine, at the batch size of the run.
 """
 
@@ -30,7 +30,7 @@ _LEAST_SECONDS, _MOST_REPEATS, _SLOW = 0.15, 5, 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will need. Seconds of work, were every cell alone on this machine."""
+    """The needs of a run: seconds of work, as if each cell ran alone on this machine, and bytes."""
 
     training: float
     attacks: float
@@ -38,7 +38,7 @@ class Estimate:
     peak_bytes: int
     disk_bytes: int
     unknown: int
-    """Cells whose attack does not say how many passes it needs: counted as 1,000."""
+    """The number of cells whose attack does not state its passes, which are counted as 1,000."""
     calibration: float
 
     @property
@@ -65,26 +65,26 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Hold the seconds that an image takes in one pass through a defended model."""
+    """The seconds that an image takes in one pass through a defended model."""
 
     forward: float
     gradient: float
     """A forward and a backward pass."""
 
     def attack(self, attack: Attack) -> tuple[float, bool]:
-        """Return (seconds an image, whether the attack says how many passes it needs at most)."""
+        """Return (seconds for an image, whether the attack states the most passes that it needs)."""
         passes = attack.passes
         one = self.gradient if attack.access == "gradients" else self.forward
         return (_UNKNOWN_PASSES if passes is None else passes) * one, passes is not None
 
     def scoring(self, draws: int) -> float:
-        """Return the seconds an image takes in the judge: it and its original under `draws` draws."""
+        """Return the seconds that an image takes in the judge: it and its original under `draws` draws."""
         return 2 * draws * self.forward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs(Pace):
-    """Hold the seconds that an image takes in a pass of each kind."""
+    """The seconds that an image takes in a pass of each kind."""
 
     transform: float
     train: float
@@ -93,7 +93,7 @@ class Costs(Pace):
 
 
 def estimate(missing: Sequence[Plan], runner: Runner) -> Estimate:
-    """Of all cells that are missing, with the trainings that they still need."""
+    """Return the estimate for the missing cells, with the trainings that they still need."""
     started = time.monotonic()
     model_store = runner.model_store
     costs: dict[str, Costs] = {}
@@ -154,7 +154,7 @@ def _training(target: Target, runner: Runner, cost: Costs) -> float:
 
 
 def _disk(target: Target, runner: Runner) -> int:
-    """Bytes of the fixed training versions, the largest thing that a training leaves."""
+    """Return the bytes of the fixed training versions, the largest files that a training leaves."""
     defense = runner.model_store.defense(target)
     if target.training.kind == "adversarial" or not defense.estimates:
         return 0
@@ -163,7 +163,7 @@ def _disk(target: Target, runner: Runner) -> int:
 
 
 def _costs(target: Target, runner: Runner, known: dict[str, Costs], size: int) -> Costs:
-    """Costs in batches of `size`, measured once for targets that differ in nothing that counts."""
+    """Return costs in batches of `size`, measured once for all targets with the same costs."""
     key = keys.key([target.dataset, target.model, target.defense, target.precision, size])
     if key not in known:
         test = runner.model_store.dataset(target.dataset, "test")
@@ -172,7 +172,7 @@ def _costs(target: Target, runner: Runner, known: dict[str, Costs], size: int) -
 
 
 def _untrained(target: Target, runner: Runner, dataset: Dataset) -> Defended:
-    """The defended model with fresh weights: its passes cost what the trained one's do."""
+    """Return the defended model with fresh weights, whose passes cost the same as those of trained ones."""
     model_store = runner.model_store
     defense = model_store.defense(target)
     shape = (defense.output_channels(dataset.shape[0]), *dataset.shape[1:])
@@ -219,7 +219,7 @@ def _measure(defended: Defended, dataset: Dataset, size: int, runner: Runner) ->
     defended.frozen()
 
     if once > _SLOW and defended.defense.backward != "exact":
-        # A transformation that takes so long takes all: it is not run again and again to know it better.
+        # So slow a transformation dominates all costs, and is not run again to be measured better.
         return Costs(
             forward=(once + seconds_train / 3) / size,
             gradient=(once + seconds_train) / size,
@@ -264,7 +264,7 @@ def _loss(logits: Tensor) -> Tensor:
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:
-    """Median seconds of a few repeats; the first, which fills caches, does not count."""
+    """Return the median seconds of a few repeats, without the first, which fills caches."""
     work()
     found: list[float] = []
     while sum(found) < _LEAST_SECONDS and len(found) < _MOST_REPEATS:
@@ -279,8 +279,10 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _peak(runner: Runner) -> int:
-    """The most memory that calibration held: it ran full batches of every model and defense, on the
-    datasets of the run."""
+    """Return the most memory that calibration held, in bytes.
+
+    Calibration ran full batches of every model and defense, on the datasets of the run.
+    """
     if runner.model_store.device.type == "cuda":
         return torch.cuda.max_memory_allocated(runner.model_store.device)
     import resource

@@ -1,4 +1,4 @@
-"""Attacked images: made batch by batch, each batch kept as soon as it is done."""
+"""Make the attacked images of a cell batch by batch; each batch is stored as soon as it is done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.storage import log, store
 from harness.storage.batches import batches
 from harness.storage.leases import Busy, Leases
 from harness.storage.progress import Reporter
-from harness.targets import memory, training
+from harness.targets import dead_pixels, memory, training
 from harness.targets.defended import Defended
 from harness.targets.integrity import ImageState, ModelState
 from harness.targets.views import Evidence, QueryBudgetSpent, Question, View
@@ -36,18 +36,18 @@ class Shard:
     images: Tensor
     evidence: Evidence
     trace: dict[int, Tensor]
-    """By step: (draws, N) whether the label was predicted."""
+    """For each step, (draws, N) bool: whether the label was predicted."""
     seconds: float
     changed: str
-    """What the attack changed of the victim; empty where nothing."""
+    """The changes that the attack made to the victim; empty where there are none."""
     process: str
-    """What it changed of the process."""
+    """The changes that it made to the process."""
     asked: tuple[Question, ...] = ()
-    """What the attack asked last; of the first batch alone."""
+    """The last queries of the attack; only in the first batch."""
 
     @property
     def first(self) -> bool:
-        """Whether the dataset begins with this batch."""
+        """True for the batch with which the dataset begins."""
         return int(self.positions[0]) == 0
 
     def batch(self, test: Dataset, device: torch.device) -> Batch:
@@ -56,7 +56,7 @@ class Shard:
 
 @dataclasses.dataclass(kw_only=True)
 class Generation:
-    """Attacks a dataset batch by batch, and keeps every batch as soon as it is done.
+    """The attack on a dataset, run batch by batch; every batch is stored as soon as it is done.
 
     Several runs may work on one folder: each takes a lease on a batch before it makes it.
     """
@@ -71,7 +71,7 @@ class Generation:
     device: torch.device
     batch_size: int
     folder: Path
-    """Named by the key of the images, which every file in it states."""
+    """The folder of the batches. Its name is the key of the images, which every file in it states."""
     reporter: Reporter
     stop: training.Stop
     mend: Callable[[store.DamagedFile], object]
@@ -85,11 +85,12 @@ class Generation:
         self._done = torch.zeros(len(self.test), dtype=torch.bool)
 
     def shards(self) -> list[Shard]:
-        """All batches in the order of the dataset: stored ones are read, the others made.
+        """Return all batches in the order of the dataset: stored ones are read, the others made.
 
         Raises:
-            Busy: all that is left is being made by other runs.
-            StoreError: a batch cannot be read or written. Interrupted: a signal came.
+            Busy: other runs are making all batches that are left.
+            StoreError: a batch cannot be read or written.
+            Interrupted: a signal came.
         """
         store.make_folder(self.folder)
         self._look()
@@ -98,8 +99,8 @@ class Generation:
         with self.reporter.task(self.title, passes * len(self.test)) as task:
             task.advance(passes * int(self._done.sum()))
             for start in range(0, len(self.test), self.batch_size):
-                # Batches stand on a grid, so that what is made after a stop, or by another run, is
-                # what one run would have made in one go.
+                # Batches lie on a grid, so that those made after a stop, or by another run, are the
+                # same as if one run had made them all.
                 block = torch.arange(start, min(start + self.batch_size, len(self.test)))
                 if bool(self._done[block].all()):
                     continue
@@ -148,7 +149,7 @@ class Generation:
             log.event("batch done", self.title, batch=str(int(positions[0])), seconds=shard.seconds)
             self._keep(name, shard)
             return
-        # Outside of the handler: what the failed attempt held is free by now.
+        # Outside of the handler, the memory of the failed attempt is free.
         half = len(positions) // 2
         self.reporter.say(f"out of memory: batches of {half} from here on")
         self.batch_size = min(self.batch_size, half)
@@ -180,12 +181,13 @@ class Generation:
             threat,
             attack.access,
             max_queries=self.max_queries,
+            probed=int((positions < dead_pixels.IMAGES).sum()),
             on_pass=on_pass,
         )
         draws = Draws(self.seed, batch.ids, Role.ATTACK)
 
         def passes(error: BaseException) -> bool:
-            """Whether it came from the view, a signal or the system through the attack's frames."""
+            """Return whether an error came from the view, a signal or the system through the attack."""
             spent = type(error) is QueryBudgetSpent and view.candidates is not None
             stops = self.stop.meant(error) or any(error is each for each in stopped)
             return spent or stops or memory.ran_out(error)
@@ -232,7 +234,7 @@ class Generation:
     def _watched(
         self, changed: list[str], process: list[str], rows: slice | None
     ) -> Iterator[None]:
-        """Put back victim, images, attack and process; name what was changed in the two lists.
+        """Restore victim, images, attack and process after the block; name changes in the two lists.
 
         Args:
             rows: the images to compare; all where None.
@@ -268,10 +270,10 @@ class Generation:
 
 
 def _checked(perturbed: Perturbed) -> Perturbed:
-    """Return what an attack returned as plain tensors, read once, in the guest's own call.
+    """Return an attack's result as plain tensors, read once, within the guarded call of the guest.
 
     Raises:
-        TypeError: it returned something else.
+        TypeError: the result is something else.
     """
     if not isinstance(perturbed.images, Tensor):
         raise TypeError(f"it returned {type(perturbed.images).__name__} in place of images")
@@ -280,7 +282,7 @@ def _checked(perturbed: Perturbed) -> Perturbed:
 
 
 def _plain(images: Tensor) -> Tensor:
-    """Return a copy that no class of the guest's and no later write of its can change."""
+    """Return a copy that neither a tensor class of the guest nor a later write can change."""
     with torch._C.DisableTorchFunctionSubclass():
         return images.detach().as_subclass(Tensor).clone()
 
@@ -309,7 +311,7 @@ def _write_shard(path: Path, shard: Shard) -> None:
 def _shard(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], test: Dataset
 ) -> Shard:
-    """Return what a file of attacked images holds.
+    """Return the batch that a file of attacked images holds.
 
     Raises:
         DamagedFile: evidence and trace do not fit the images, or the images do not fit the test set.

@@ -1,4 +1,4 @@
-"""What is asked for, and the cells that it means: one way for the command line and for Python."""
+"""Turn options into the cells that they mean, in one way for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.targets import objects, own_models
 from harness.types import Attack, HarnessError, Norm, Spec, ThreatModel, Training
 
 Options = Mapping[str, object]
-"""Fields of plugins: `key` of all that are named, `name.key` of one."""
+"""Parameters of plugins: `key` for all plugins that are named, `name.key` for one of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """Which models are trained, and the ball that they are attacked in. None is the dataset's default."""
+    """The models to train and the ball to attack them in. None stands for the dataset's default."""
 
     dataset: str = "digits"
     model: str | None = None
@@ -36,17 +36,17 @@ class TargetOptions:
 
     @property
     def threat(self) -> ThreatModel:
-        """Return the ball."""
+        """The ball that the options name."""
         epsilon = defaults.epsilon(self.dataset) if self.epsilon is None else self.epsilon
         return ThreatModel(epsilon=epsilon, norm=self.norm)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackOptions:
-    """Which attacks are run on each target, and how they are scored."""
+    """The attacks to run on each target, and their scoring."""
 
     attacks: Sequence[str | Attack]
-    """Attacks and suites."""
+    """The attacks and suites to run."""
     steps: int | None = None
     step_size: float | None = None
     eot: int | None = None
@@ -54,18 +54,18 @@ class AttackOptions:
     limit: int | None = None
     max_queries: int | None = None
     budget_scale: float | None = None
-    """Share of a suite's published budget, in (0, 1]."""
+    """The share of a suite's published budget, in (0, 1]."""
     attack_options: Options = dataclasses.field(default_factory=dict)
 
     @property
     def single(self) -> list[str | Attack]:
-        """Return the attacks that are no suite."""
+        """The attacks that are no suite."""
         return [each for each in self.attacks if not _is_suite(each)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """A matrix: every attack on every defense, for every seed."""
+    """The options of a matrix: every attack on every defense, for every seed."""
 
     target: TargetOptions
     attack: AttackOptions
@@ -77,7 +77,7 @@ def cells(options: RunOptions) -> tuple[list[Cell], list[str]]:
     """Return (the cells of a matrix, a line for each way in which a suite is less than published).
 
     Raises:
-        HarnessError: a plugin that does not exist, or an option that none of those named has.
+        HarnessError: a plugin does not exist, or no named plugin has an option.
     """
     target, attack = options.target, options.attack
     defenses = [_preset(name, "pure")[0] for name in options.defenses]
@@ -102,7 +102,7 @@ def target_of(
     """Return the defended model that a defense's name means.
 
     Args:
-        several: whether other defenses are named too: then each takes of the options what it has.
+        several: whether other defenses are named too; each then takes the options that it has.
     """
     dataset = options.dataset
     model = own_models.specification(
@@ -114,7 +114,7 @@ def target_of(
     spec, training = _preset(defense, options.training)
     spec = _with_options(spec, options.defense_options, registry.defenses, several=several)
     overrides = {"epochs": options.epochs, **options.training_options}
-    if options.epsilon is not None:  # adversarial training meets the ball it is judged by
+    if options.epsilon is not None:  # adversarial training uses the ball of the evaluation
         overrides.setdefault("epsilon", options.epsilon)
     return Target(
         dataset=dataset,
@@ -184,10 +184,10 @@ def cells_on(
 def attack_of(
     text: str, options: AttackOptions, *, dataset: str, epsilon: float, several: bool = False
 ) -> Spec:
-    """Return the attack that a text means, with the options that it has.
+    """Return the attack that a text means, with the options that apply to it.
 
-    What the text says outranks the options, and these the dataset's step size; the innermost attack of
-    several takes steps, draws and step size.
+    The parameters in the text outrank the options, and these outrank the dataset's step size. Of nested
+    attacks, the innermost one takes steps, draws and step size.
     """
     settings = {"steps": options.steps, "step_size": options.step_size, "eot": options.eot}
 
@@ -216,7 +216,7 @@ def _is_suite(attack: str | Attack) -> bool:
 
 
 def _preset(text: str, training: Training) -> tuple[Spec, Training]:
-    """Return (defense, training) of a name; an alias brings its own training."""
+    """Return (defense, training) for a name; an alias has its own training."""
     spec = parse(text)
     plugin, alias_training = registry.defenses.meant(spec.name)
     return dataclasses.replace(spec, name=plugin), alias_training or training
@@ -225,7 +225,7 @@ def _preset(text: str, training: Training) -> tuple[Spec, Training]:
 def _with_options(
     spec: Spec, options: Options, kind: registry.Registry, *, several: bool = False
 ) -> Spec:
-    """Return a spec with options added where it does not say otherwise itself."""
+    """Return a spec with the options added that it does not set itself."""
     make = kind.get(spec.name)
     known = fields(make)
     chosen = dict(spec.parameters)
@@ -241,10 +241,10 @@ def _with_options(
 def _check_options(
     flag: str, options: Options, specs: Iterable[Spec], kind: registry.Registry
 ) -> None:
-    """Refuse an option that none of several plugins has; a single one refuses it itself.
+    """Check that each option belongs to at least one of several plugins; a single plugin checks its own.
 
     Raises:
-        HarnessError: with what they have.
+        HarnessError: none of them has the option.
     """
     named = list(specs)
     if len(named) < 2:

@@ -1,4 +1,4 @@
-"""Scoring batch by batch: each batch's findings are kept until the record stands."""
+"""Score a cell batch by batch; each batch's scores are kept until the record is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FEWER_LOOKS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """Judges the attacked batches of one cell."""
+    """The scoring of one cell's attacked batches."""
 
     title: str
     target: Defended
@@ -42,20 +42,21 @@ class Scoring:
     draws: int
     bounded: bool
     replay: bool
-    """Whether the attack asked this very model, so that its questions can be asked again."""
+    """True where the attack queried this same model, so that its queries can be repeated."""
     device: torch.device
     folder: Path
-    """Named by the key of the cell."""
+    """The folder of the scores. Its name is the key of the cell."""
     reporter: Reporter
     stop: training.Stop
     mend: Callable[[store.DamagedFile], object]
-    """Sets damaged findings aside; the batch is then scored again."""
+    """Sets damaged scores aside; the batch is then scored again."""
 
     def score(self, shards: list[Shard]) -> Scored:
-        """The findings for all images, in the order of the batches.
+        """Return the scores of all images, in the order of the batches.
 
         Raises:
-            Interrupted: a signal came; batches that are scored are kept. StoreError: they cannot be.
+            Interrupted: a signal came; the scores of finished batches are kept.
+            StoreError: scores cannot be read or written.
         """
         store.make_folder(self.folder)
         parts: list[Judgement] = []
@@ -80,7 +81,7 @@ class Scoring:
         )
 
     def clear(self) -> None:
-        """Forget the batches: the record stands."""
+        """Delete the stored scores, once the record is written."""
         with contextlib.suppress(OSError):
             shutil.rmtree(self.folder)
 
@@ -130,7 +131,7 @@ class Scoring:
     def _judge(
         self, batch: Batch, images: Tensor, again: int, replayed: Sequence[Question] = ()
     ) -> Judgement:
-        """On the CPU; in halves where memory runs out."""
+        """Return the judgement of a batch on the CPU; the batch is halved where memory runs out."""
         work = functools.partial(
             judge,
             self.target,

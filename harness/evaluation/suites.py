@@ -1,4 +1,4 @@
-"""Make suites of attacks (`recipes/*.toml`) ready for one defense and one ball."""
+"""Fit suites of attacks (`recipes/*.toml`) to one defense and one ball."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from harness.spec import build, parse
 from harness.types import Attack, Defense, HarnessError, Spec, ThreatModel
 
 _LEAST = {"steps": 10, "eot": 2, "samples": 2, "queries": 20}
-"""The factors of a budget, and what no share of it goes below: alike for all attacks, so that of two attacks
-the dearer stays the dearer."""
+"""The factors of a budget, each with its smallest value. It is the same for all attacks, so that the costlier
+of two attacks stays the costlier."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Hold one attack of a suite, made ready for one defense and one ball."""
+    """One attack of a suite, ready for one defense and one ball."""
 
     name: str
     why: str
     attack: Spec
     threat: ThreatModel
     scaled: str = ""
-    """How it is less than the published recipe; empty where it is not."""
+    """The ways in which it is less than the published recipe; empty where it is not."""
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def _table(suite: str) -> dict[str, Any]:
 
 
 def is_suite(name: str) -> bool:
-    """Say whether a word of the command line, such as `adaptive`, stands for several attacks."""
+    """Return whether a word of the command line, such as `adaptive`, stands for several attacks."""
     return name == "adaptive"
 
 
@@ -51,12 +51,12 @@ def expand(
 ) -> list[Entry]:
     """Return the attacks of a suite that apply to `defense`, in the suite's order.
 
-    Those whose backward pass the defense does not offer are not among them: `left_out` names them.
+    Attacks whose backward pass the defense does not offer are left out; `left_out` names them.
 
     Args:
         scale: the share of the published budget of passes, in (0, 1]. Its factors (steps and draws,
-            steps and samples) shrink alike; an attack that costs more than another never costs less.
-        overrides: `steps` or `eot` to take instead of the recipes'.
+            steps and samples) shrink alike, and the order of the attacks by cost stays the same.
+        overrides: `steps` or `eot` that replace those of the recipes.
 
     Raises:
         HarnessError: a scale outside (0, 1].
@@ -71,7 +71,7 @@ def expand(
             continue
         radius = _radius(row.get("radius"), threat.epsilon)
         if threat.norm == "linf":
-            radius = min(radius, 1.0)  # every image there is
+            radius = min(radius, 1.0)  # this ball holds every image
         ball = dataclasses.replace(threat, epsilon=radius)
         asked = dict(overrides or {})
         spec, scaled = _fitted(row, ball, asked, defense.is_random, scale)
@@ -91,7 +91,7 @@ def left_out(suite: str, defense: Defense, threat: ThreatModel) -> list[str]:
 
 
 def _missing(row: Mapping[str, Any], defense: Defense) -> str:
-    """Return the backward pass that a row asks for and the defense does not offer, or nothing."""
+    """Return the backward pass that a row asks for and the defense does not offer; empty where none is."""
     asked = ""
 
     def look(inner: Spec) -> Spec:
@@ -105,7 +105,7 @@ def _missing(row: Mapping[str, Any], defense: Defense) -> str:
 
 
 def _applying(suite: str, defense: Defense, threat: ThreatModel) -> list[Mapping[str, Any]]:
-    """Return the rows of a suite whose norm and conditions hold."""
+    """Return the rows of a suite whose norm and conditions apply."""
     holds = {
         "randomised": defense.is_random,
         "differentiable": defense.differentiable,
@@ -120,13 +120,13 @@ def _applying(suite: str, defense: Defense, threat: ThreatModel) -> list[Mapping
 
 
 def needs_another_model(spec: Spec) -> bool:
-    """Tell whether an attack makes its images on a second, independently trained copy."""
+    """Return whether an attack makes its images on a second, independently trained copy of the model."""
     attack: Attack = build(spec, attacks)
     return attack.source is not None and attack.source.defense is None
 
 
 def without_copies(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    """Return what of a suite serves a model that came with its weights, and a line for what does not."""
+    """Return the attacks that a model with given weights allows, and a line for each one that it does not."""
     served = [entry for entry in entries if not needs_another_model(entry.attack)]
     notes = [
         f"{entry.name}: left out, it needs an independently trained copy of the model"
@@ -137,10 +137,10 @@ def without_copies(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
 
 
 def refuse_copies(specs: Sequence[Spec]) -> None:
-    """Refuse an attack that a model with given weights cannot serve.
+    """Check that a model with given weights allows these attacks.
 
     Raises:
-        HarnessError: it needs an independently trained copy of the model.
+        HarnessError: an attack needs an independently trained copy of the model.
     """
     for spec in specs:
         if needs_another_model(spec):
@@ -165,8 +165,10 @@ def _fitted(
     randomised: bool,
     scale: float,
 ) -> tuple[Spec, str]:
-    """Return the attack of a row with what was asked for or cut to `scale`, and how it is less than
-    published."""
+    """Return (the attack of a row, the ways in which it is less than published).
+
+    Its parameters are those asked for, or the published ones cut to `scale`.
+    """
     less: list[str] = []
 
     def fit(inner: Spec) -> Spec:
@@ -177,7 +179,9 @@ def _fitted(
         rest = scale
         for place, name in enumerate(factors):
             published = int(chosen[name])
-            share = rest ** (1 / (len(factors) - place))  # what the floor of one takes, others give
+            share = rest ** (
+                1 / (len(factors) - place)
+            )  # the others make up for a factor at its floor
             fitted = min(published, max(_LEAST[name], round(published * share)))
             rest = min(1.0, rest * published / fitted)
             chosen[name] = str(asked.get(name, fitted))
@@ -192,7 +196,7 @@ def _fitted(
 
 
 def _innermost(spec: Spec, change: Callable[[Spec], Spec]) -> Spec:
-    """Return the spec with `change` done to the attack inside all others."""
+    """Return the spec with `change` applied to its innermost attack."""
     if spec.inner is None:
         return change(spec)
     return dataclasses.replace(spec, inner=_innermost(spec.inner, change))

@@ -1,1 +1,1 @@
-"""Other processes that work on the same cells. They meet in the store alone."""
+"""Run cells in other processes, which communicate only through the store."""

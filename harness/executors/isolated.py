@@ -1,4 +1,4 @@
-"""One cell, one process: what a guest does to its process ends with it."""
+"""Run each cell in a process of its own, so that a guest's changes to the process end with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATIENCE = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Runs cells in fresh processes on this machine; results come through the store."""
+    """An executor of single cells in fresh processes on this machine; results come through the store."""
 
     device: str
     results: Path
@@ -36,13 +36,13 @@ class Processes:
     store: str | None = None
     log: Path | None = None
     limit: float | None = None
-    """Seconds after which a cell is given up: a guest may hang."""
+    """The seconds after which a cell is given up, since a guest may hang."""
 
     def run(self, cell: Cell, *, batch_size: int, stop: Stop) -> int:
         """Run a cell until its process ends; return the exit status, negative for a signal.
 
         Raises:
-            Interrupted: a signal came; what is done is kept.
+            Interrupted: a signal came; finished work is kept.
             HarnessError: no process can be started.
         """
         job = Job(
@@ -77,11 +77,11 @@ class Processes:
 
 
 _running: list[subprocess.Popen[bytes]] = []
-"""The nursery of this process: started when it is first needed, shared by all runs."""
+"""The nursery of this process, which is started when it is first needed and shared by all runs."""
 
 
 def _nursery() -> subprocess.Popen[bytes]:
-    """Raises HarnessError where it does not start."""
+    """Return the nursery, started if need be; raise HarnessError where it does not start."""
     if _running and _running[0].poll() is None:
         return _running[0]
     _running.clear()
@@ -100,7 +100,7 @@ def _nursery() -> subprocess.Popen[bytes]:
 
 
 def _answer(nursery: subprocess.Popen[bytes]) -> int | None:
-    """The exit status of the job under way, or None after a moment without one."""
+    """Return the exit status of the running job, or None if it has not ended after a moment."""
     assert nursery.stdout is not None
     ready, _, _ = select.select([nursery.stdout], [], [], _LOOK)
     if not ready:
@@ -112,7 +112,7 @@ def _answer(nursery: subprocess.Popen[bytes]) -> int | None:
 
 
 def _end(nursery: subprocess.Popen[bytes], patience: float = _PATIENCE) -> None:
-    """Let the job under way save what it has, and end it and the nursery."""
+    """End the running job, which first saves its work, and then the nursery."""
     with contextlib.suppress(OSError):
         nursery.terminate()
         assert nursery.stdin is not None

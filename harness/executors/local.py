@@ -1,4 +1,4 @@
-"""Worker processes on this machine: several on the CPU, or one for each GPU."""
+"""Run cells in worker processes on this machine: several on the CPU, or one for each GPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PATIENCE = 60.0
 
 
 def devices(text: str) -> list[str]:
-    """The names in `0,1,2,3` or `cuda:0,cuda:2`.
+    """Return the device names in a text such as `0,1,2,3` or `cuda:0,cuda:2`.
 
     Raises:
-        HarnessError: none, or one twice.
+        HarnessError: there is no name, or one occurs twice.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
     names = [f"cuda:{name}" if name.isdecimal() else name for name in names]
@@ -34,7 +34,7 @@ def devices(text: str) -> list[str]:
 
 
 def threads(workers: int) -> int:
-    """How many threads each of so many processes may use: what the user set, else an equal share."""
+    """Return the number of threads for each of `workers` processes: the user's setting, or an equal share."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
@@ -44,22 +44,22 @@ def threads(workers: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Runs cells in this process and, beside it, in one more for each further device."""
+    """An executor in this process and in one worker process for each further device."""
 
     devices: Sequence[str]
-    """The first is this process's own."""
+    """The devices, of which the first is this process's own."""
     memory: int | None = None
     store: str | None = None
     log: Path | None = None
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
-        """Return what became of each cell, by its key."""
+        """Return the record or failure of each cell, by its key."""
         with self._helping([each.cell for each in plans], runner):
             return runner.work(plans)
 
     @contextlib.contextmanager
     def _helping(self, cells: Sequence[Cell], runner: Runner) -> Iterator[None]:
-        """Run workers as long as the block: they are stopped where it is left by an error.
+        """Run workers during the block, and stop them where it ends with an error.
 
         A worker that dies is not replaced: its leases die with it, and the others do its work.
         """

@@ -1,8 +1,8 @@
-"""A clean process that forks one child for each job: `python -m harness.executors.nursery`.
+"""Fork one child for each job from a clean process: `python -m harness.executors.nursery`.
 
-It imports what is slow to import and never runs a guest's code, so that a child is as good as a new
-interpreter and there in milliseconds. Jobs come on standard input, a line of JSON each; the child's exit
-status goes to standard output, a line each. It ends with its parent.
+The process has imported the slow modules and never runs a guest's code, so a child is as good as a new
+interpreter and starts in milliseconds. Jobs come on standard input, one line of JSON each; the exit status of
+each child goes to standard output, one line each. The process ends with its parent.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def serve() -> None:
 
 
 def _look(job: Job) -> None:
-    """Load the job's datasets once, so that what their readers import is there. Not a guest's."""
+    """Load the job's datasets once, so that their readers' imports are done; not those of guests."""
     from harness.datasets import data
     from harness.registry import datasets
 
     own = {entry.name for entry in datasets if entry.origin.startswith("harness.")}
     for name in {cell.target.dataset for cell in job.cells} & own - _seen:
         _seen.add(name)
-        with contextlib.suppress(Exception):  # the child meets it too, and says it
+        with contextlib.suppress(Exception):  # the child meets and reports it too
             data.load(name, "test", data_dir=None if job.data_dir is None else Path(job.data_dir))
 
 
@@ -83,7 +83,7 @@ def _grow(job: Job) -> None:
     status = 1
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)  # neither the jobs nor the answers are a guest's to touch
+        os.dup2(null, 0)  # guests must touch neither the jobs nor the answers
         os.dup2(null, 1)
         status = work(job)
     except BaseException:

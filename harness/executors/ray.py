@@ -1,9 +1,9 @@
-"""The matrix as Ray tasks: train -> attack, in parts -> score. The driver plans and submits; Ray places the
-tasks, repeats those whose worker or node was lost, and takes nodes in as they come.
+"""Run a matrix as Ray tasks: train, then attack in parts, then score.
 
-All nodes reach one results folder; or, where there is a `store` URL, each works in a scratch folder of its
-own and they meet there. A task does what a run does: it looks what is there and makes what is missing. So
-a task that is repeated goes on, and one that ran twice wrote the same bytes.
+The driver plans and submits. Ray places the tasks, repeats those whose worker or node was lost, and uses new
+nodes as they join. All nodes share one results folder or, where there is a `store` URL, each works in a
+scratch folder of its own and shares through the store. A task reads the finished work and makes the missing
+parts, as a run does. So a task that is repeated goes on, and one that ran twice wrote the same bytes.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ from harness.targets.training import Interrupted
 from harness.types import HarnessError
 
 RETRIES = 3
-"""How often Ray repeats a task whose worker died."""
+"""The number of times that Ray repeats a task whose worker died."""
 _LOOK = 0.5
 _PATIENCE = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Runs cells on a Ray cluster: the one at `address`, else one of this machine alone."""
+    """An executor on a Ray cluster: the one at `address`, or else one of this machine alone."""
 
     device: str | None = None
-    """Default: the GPU where the cluster has any."""
+    """The device of the tasks. Default: a GPU where the cluster has one."""
     address: str | None = None
     workers: int | None = None
-    """On this machine: how many. On a cluster: into how many parts an attack is cut at most."""
+    """On this machine, the number of workers; on a cluster, the most parts that an attack is cut into."""
     gpus: float | None = None
-    """Of each task. Default: 1 where the device is a GPU."""
+    """The GPUs of each task. Default: 1 where the device is a GPU."""
     memory: int | None = None
     logs: bool = False
 
     def run(self, plans: Sequence[Plan], runner: Runner) -> dict[str, Record | Failure]:
-        """What became of each cell, by its key.
+        """Return the record or failure of each cell, by its key.
 
         Raises:
-            HarnessError: Ray is not installed, or there is no cluster. StoreError: a worker cannot reach
-            the results. Interrupted: a signal came; what is done is kept.
+            HarnessError: Ray is not installed, or there is no cluster.
+            StoreError: a worker cannot reach the results.
+            Interrupted: a signal came; finished work is kept.
         """
         ray = _ray()
         place = self._place(runner)
@@ -68,7 +69,7 @@ class Cluster:
             remove(witness)
 
     def _place(self, runner: Runner) -> Place:
-        """Return where the tasks of a run find things."""
+        """Return the folders and settings of a run's tasks."""
         store, data_dir = runner.store, runner.model_store.data_dir
         witness = store.results / f".driver.{secrets.token_hex(4)}{TEMPORARY}"
         return Place(
@@ -111,7 +112,7 @@ class Cluster:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself tries for minutes."""
+    """Raise OSError at once where no server listens; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -129,7 +130,7 @@ def _ray() -> Any:
 
 
 class _Drive:
-    """One matrix on its way through a cluster."""
+    """The run of one matrix on a cluster."""
 
     def __init__(self, cluster: Cluster, place: Place, ray: Any, runner: Runner) -> None:
         self.ray, self.runner = ray, runner
@@ -153,7 +154,7 @@ class _Drive:
             retry_exceptions=[Interrupted],
         )(work)
         self.open: dict[Any, Plan | None] = {}
-        """Tasks whose outcome was not seen yet; a plan where the task scores it."""
+        """The tasks whose outcome was not seen yet, each with the plan that it scores, if any."""
 
     def run(self, plans: Sequence[Plan]) -> dict[str, Record | Failure]:
         results: dict[str, Record | Failure] = {}
@@ -209,7 +210,7 @@ class _Drive:
         return reference
 
     def _finished(self) -> Iterator[tuple[Plan, Record | Failure]]:
-        """Wait a moment; what was scored since."""
+        """Wait a moment, then yield the cells that were scored since."""
         every = list(self.open)
         done, _ = self.ray.wait(every, num_returns=len(every), timeout=_LOOK)
         for reference in done:
@@ -217,7 +218,7 @@ class _Drive:
             try:
                 outcome: Outcome = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
-                if current is not None:  # else the scoring that needs it says it
+                if current is not None:  # else the scoring that needs it reports it
                     yield current, self._lost(current, error)
                 continue
             log.copy(list(outcome.log))
@@ -228,7 +229,7 @@ class _Drive:
                 yield current, self._known(current, outcome)
 
     def _known(self, current: Plan, outcome: Outcome) -> Record | Failure:
-        """The result, which the driver's own folder shall have too."""
+        """Return the result of a cell, after fetching its record to the driver's own folder."""
         store = self.runner.store
         if outcome.failure is not None:
             store.write_json("failures", current.key, outcome.failure)
@@ -246,7 +247,7 @@ class _Drive:
             return self.runner.fail(current, reason, "failed")
 
     def _cancel(self) -> None:
-        """Tasks that run save what they have; those that wait are forgotten."""
+        """Cancel all tasks: those that run save their work, those that wait are dropped."""
         references = list(self.open)
         with contextlib.suppress(Exception):  # there may be no cluster any more
             for reference in references:
@@ -255,7 +256,7 @@ class _Drive:
 
 
 def parts(images: int, batch_size: int, most: int) -> list[tuple[int, int]]:
-    """Consecutive batches, in at most so many parts of about the same size: (first image, end)."""
+    """Return at most `most` parts of about the same size, each of whole batches, as (first image, end)."""
     batches = -(-images // batch_size)
     count = min(batches, most)
     bounds = [batch_size * (batches * place // count) for place in range(count + 1)]

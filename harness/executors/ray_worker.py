@@ -1,4 +1,4 @@
-"""What a Ray worker does: one step of the matrix, on the store that all nodes reach."""
+"""Do one step of a matrix in a Ray worker, on the store that all nodes reach."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from harness.types import HarnessError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where workers find things, as plain data."""
+    """The folders and settings of workers, as plain data."""
 
     results: str
     cache: str
     store: str | None
-    """Then each machine works in a scratch folder instead."""
+    """The URL of an object store; where it is set, each machine works in a scratch folder instead."""
     witness: str
-    """A file that the driver made in the results folder: who sees it shares the folder."""
+    """A file that the driver made in the results folder: a worker that sees it shares the folder."""
     data_dir: str | None
     folder: str
-    """The driver's working directory: paths of plugins are relative to it."""
+    """The driver's working directory, to which the paths of plugins are relative."""
     device: str
     threads: int
     batch_size: int
@@ -51,35 +51,38 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One task."""
+    """A task: one step of the matrix."""
 
     kind: Literal["train", "attack", "score"]
     cell: Cell
     key: str
     target: Target | None = None
-    """What `train` trains."""
+    """The model that `train` trains."""
     part: tuple[int, int] = (0, 0)
-    """`attack` makes the batches that start here, up to there."""
+    """The range (first image, end) of the batches that `attack` makes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a task."""
+    """The outcome of a task."""
 
     record: Record | None = None
     failure: Failure | None = None
-    """Tasks that come after are not tried."""
+    """A failure, after which later tasks of the cell are not tried."""
     fatal: str = ""
-    """No cell can go on, and why."""
+    """The reason why no cell can go on; empty where there is none."""
     damage: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
 
 
 def work(place: Place, step: Step, *before: Outcome) -> Outcome:
-    """Do one step. Runs on a worker, whose process keeps models and datasets for the next one.
+    """Do one step on a worker, whose process keeps models and datasets for the next step.
+
+    Args:
+        before: the outcomes of the steps that this one depends on.
 
     Raises:
-        Interrupted: a signal came; what is done is kept.
+        Interrupted: a signal came; finished work is kept.
     """
     failed = next((each.failure for each in before if each.failure), None)
     if failed is not None and step.kind == "attack":
@@ -140,7 +143,7 @@ def _step(runner: Runner, step: Step, failed: Failure | None) -> Record | Failur
 
 
 class _Part(Leases):
-    """Leases on some batches of an attack: all others count as somebody else's."""
+    """Leases on some batches of an attack; all other batches count as taken by others."""
 
     def __init__(self, whole: Leases, starts: range) -> None:
         super().__init__(whole.folder)
@@ -179,7 +182,7 @@ def _runner(place: Place) -> Runner:
 
 
 def _scratch(url: str) -> Path:
-    """This machine's own folder for a store; other users' folders are not trusted."""
+    """Return this machine's scratch folder for a store; a folder of another user is refused."""
     user = os.getuid()
     folder = Path(tempfile.gettempdir()) / f"harness-{user}-{keys.key(url)}"
     make_folder(folder)
@@ -191,7 +194,7 @@ def _scratch(url: str) -> Path:
 
 @contextlib.contextmanager
 def _obeying(stop: Stop) -> Iterator[None]:
-    """A cancelled task saves what is under way."""
+    """Stop the work of the block when its task is cancelled, so that it saves its progress."""
     stop.asked = False
 
     def ask(*_: object) -> None:

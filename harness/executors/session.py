@@ -1,4 +1,4 @@
-"""One command at work: a store, a runner, signals that are heard, and as many processes as are asked for."""
+"""Run one command: with a store, a runner, handlers of signals, and the processes that the user asked for."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """Where a command works and with what; nothing here changes a number."""
+    """The folders, devices and processes of a command. None of them changes a number."""
 
     results: Path = Path("results/runs")
     cache: Path | None = None
-    """Folder of weights and estimates. Default: `results`."""
+    """The folder of weights and estimates. Default: `results`."""
     store: str | None = None
-    """URL of an object store to meet on."""
+    """The URL of an object store on which machines share work."""
     data_dir: Path | None = None
     device: str | None = None
     devices: str | None = None
-    """One process each: `0,1,2,3`."""
+    """The devices, with one process each: `0,1,2,3`."""
     workers: int | None = None
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
-    """Ray's cluster."""
+    """The address of a Ray cluster."""
     gpus_per_cell: float | None = None
     batch_size: int = 128
     memory: int | None = None
-    """Bytes."""
+    """The limit on memory, in bytes."""
     log: Path | None = None
     quiet: bool = False
     isolate: bool = False
     """Run each cell in a process of its own."""
     cell_limit: float | None = None
-    """Seconds after which such a process is given up."""
+    """The seconds after which such a process is given up."""
 
     def __post_init__(self) -> None:
-        """Refuse options that do not go together.
+        """Check that the options go together.
 
         Raises:
-            HarnessError: with the one to leave out or to add.
+            HarnessError: they do not (with the option to leave out or to add).
         """
         on_ray = self.executor == "ray"
         if self.isolate and (on_ray or self.devices is not None or (self.workers or 1) > 1):
@@ -73,10 +73,10 @@ class SessionOptions:
 
 
 def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool = True) -> int:
-    """Do some work with a runner, and say so where it is interrupted. Return the exit status.
+    """Do some work with a runner, and return the exit status; an interruption is reported.
 
     Args:
-        prepare: make the results folder, and find out that it can be written, before any work.
+        prepare: whether to create the results folder, and test that it can be written, before any work.
     """
     store = remote.opened(options.results, options.cache, options.store)
     if prepare:
@@ -118,7 +118,7 @@ def run(options: SessionOptions, work: Callable[[Runner], int], *, prepare: bool
 
 
 def _devices(options: SessionOptions) -> list[str | None]:
-    """Return the device of each local process; None is the usual one."""
+    """Return the device of each local process; None stands for the default one."""
     if options.executor == "ray":  # its driver plans and draws alone: it may stand where no GPU is
         return [None]
     if options.devices is not None:
@@ -127,7 +127,7 @@ def _devices(options: SessionOptions) -> list[str | None]:
 
 
 def _executor(options: SessionOptions, names: list[str | None]) -> Executor:
-    """Return what divides the work among processes."""
+    """Return the executor that divides the work among processes."""
     if options.executor == "ray":
         return ray.Cluster(
             device=options.device,
@@ -150,7 +150,7 @@ def _executor(options: SessionOptions, names: list[str | None]) -> Executor:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Stop]:
-    """Ask the run to stop at SIGINT and SIGTERM; a second one ends it at once."""
+    """Ask the run to stop at SIGINT or SIGTERM; a second signal ends it at once."""
     stop = Stop()
 
     def ask(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""A command in a child of its process: whatever a guest's code does to it, the command ends with a word."""
+"""Run a command in a child process: whatever a guest's code does to it, the command ends with a message."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.types import HarnessError
 
 
 def shielded(what: str, work: Callable[[], int]) -> int:
-    """Return the exit status of some work that is done in a forked child.
+    """Do some work in a forked child, and return its exit status.
 
-    A child that was ended from within, whatever status was given there, is 2 and a line that says so.
+    Where a guest's code ended the child, whatever status it gave, the status is 2 and a line says so.
     """
     reader, writer = os.pipe()
     printed, printer = os.pipe()

@@ -1,8 +1,8 @@
-"""A process that helps with a run: `python -m harness.executors.worker`, its job on standard input.
+"""Help with a run from another process: `python -m harness.executors.worker`, with a job on standard input.
 
-It does what the run does, on the same store, beginning elsewhere; leases keep the two from doing one
-thing twice. It prints nothing: its results are the records. It ends when the work is done, on SIGTERM,
-when its parent is gone, or when a guest has left it dirty: others go on.
+A worker does the same work as the run, on the same store, starting at another cell; leases keep the two from
+doing the same work twice. It prints nothing, since its results are the records. It ends when the work is
+done, on SIGTERM, when its parent is gone, or when a guest has left the process dirty; others then go on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WATCH = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker needs to know, as plain data."""
+    """The job of a worker, as plain data."""
 
     cells: tuple[Cell, ...]
     results: str
@@ -38,17 +38,17 @@ class Job:
     """The URL of an object store to fetch from; the run itself publishes."""
     log: str | None = None
     index: int
-    """Of this worker among `workers`: where it begins."""
+    """The number of this worker among `workers`, which decides the cell that it starts with."""
     workers: int
 
 
 def encode(job: Job) -> bytes:
-    """The job as JSON."""
+    """Return the job as JSON."""
     return msgspec.json.encode(job)
 
 
 def work(job: Job) -> int:
-    """Run the cells of a job that nobody else runs. Returns an exit status."""
+    """Run the cells of a job that no other process runs, and return the exit status."""
     import torch
 
     from harness.evaluation.runner import DIRTY, Dirty, Runner
@@ -83,7 +83,7 @@ def work(job: Job) -> int:
         return 130
     except Dirty:
         return DIRTY
-    except HarnessError as error:  # the run itself meets it too, and says it
+    except HarnessError as error:  # the run itself meets and reports it too
         print(f"worker {job.index}: {error}", file=sys.stderr)
         return error.status
     return 0

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: protocols, claims, and what was measured beside them."""
+"""The paper's tables and figures: protocols, claims, and the numbers measured beside them."""

@@ -1,4 +1,7 @@
-"""Read what the paper, its users and its attackers published: `protocols/claims.csv`. Needs no torch."""
+"""Read the numbers that the paper, its users and its attackers published: `protocols/claims.csv`.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import importlib.resources
 from typing import Any
 
 FAMILY = "menet"
-"""The word of a claim that does not say which estimator its ME-Net used."""
+"""The defense of a claim that does not name the estimator of its ME-Net."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Hold one published number, in percent; `value` is None where the number is not known here."""
+    """One published number, in percent; `value` is None where the number is not known here."""
 
     id: str
-    """The table or figure: `table4`, `figure6`; `appendix` for what users quote from the appendix,
-    `rerun` for what users measured with the authors' code, `refuted` for what attackers measured."""
+    """The table or figure: `table4`, `figure6`; `appendix` for numbers that users quote from the appendix,
+    `rerun` for those that users measured with the authors' code, `refuted` for those of attackers."""
     dataset: str
     model: str
     defense: str
@@ -34,12 +37,12 @@ class Claim:
 
     @property
     def black_box(self) -> bool:
-        """Say whether the attacker does not see the model: then white-box attacks refute nothing."""
+        """True where the attacker does not see the model; a white-box attack then refutes nothing."""
         return self.attack.startswith(("transfer", "boundary", "spsa"))
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Return what a protocol's cell finds its claim by."""
+        """The key by which a protocol's cell finds its claim."""
         return (
             self.id,
             self.dataset,
@@ -73,20 +76,20 @@ def _claim(row: dict[str, Any]) -> Claim:
 
 @functools.cache
 def by_key() -> dict[tuple[object, ...], Claim]:
-    """Return the claims by what names them. Every name occurs once."""
+    """Return the claims by key. Every key occurs once."""
     return {claim.key: claim for claim in load()}
 
 
 def is_menet(defense: str) -> bool:
-    """Say whether a defense is ME-Net with some estimator."""
+    """Return whether a defense is ME-Net with some estimator."""
     return defense == FAMILY or defense.startswith(f"{FAMILY}-")
 
 
 def beside(claim: Claim) -> list[Claim]:
-    """Return what else is published for the same ME-Net under the same attack, whatever its estimator.
+    """Return other claims for the same ME-Net under the same attack, whatever its estimator.
 
-    The paper's own tables, its appendix as users quote it, and users' reruns of the authors' code:
-    one of the two is of another source than the paper's main text, and p is known and the same.
+    They are from the paper's tables, its appendix as users quote it, and users' reruns of the authors' code.
+    At least one of the two claims is from outside the paper's main text, and p is known and the same.
     """
     if not is_menet(claim.defense) or claim.p is None:
         return []
@@ -107,8 +110,8 @@ def beside(claim: Claim) -> list[Claim]:
 def refutations(claim: Claim) -> list[Claim]:
     """Return lower robust accuracies that others published for the same defense, trained the same way.
 
-    The attack need not be the same: a claim of white-box robustness is one against any attack in the
-    ball. The metric is: that an image was fooled at some iterate refutes no accuracy.
+    The attack may differ, since a claim of white-box robustness covers any attack in the ball. The metric
+    must be the same: an image that was fooled at some iterate refutes no accuracy.
     """
     if (
         claim.id in ("refuted", "rerun")

@@ -1,8 +1,8 @@
-"""Compare what was measured with what is claimed, by one rule. Needs no torch.
+"""Compare measured numbers with claims, by one rule. Needs no torch.
 
-A measured number agrees with a claim, or differs from it, only where nothing that may explain a difference
-is another than the claim's: data set, network, estimator, keep probabilities, training, attack, ball.
-Otherwise the settings are named, and the number is no verdict.
+A number can agree with a claim or differ from it only if all settings that may explain a difference are the
+claim's own: dataset, network, estimator, keep probabilities, training, attack, ball. Otherwise the differing
+settings are named, and the number is no verdict.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 from harness.cells import defaults
 from harness.cells.cells import Cell, TrainingPlan
 from harness.paper.claims import FAMILY, Claim, is_menet
+from harness.registry import defenses
 from harness.types import Spec, ThreatModel
 
 State = Literal["agrees", "differs", "other settings"]
@@ -38,16 +39,16 @@ _LABELS = {"inner": "inner attack", "inner_transform": "inner attack on the tran
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Say how a measured interval lies to a claim, and whether that decides anything."""
+    """The comparison of a measured interval with a claim."""
 
     state: State
     side: Side
-    """Where the interval lies: `below` the claimed value, around it (`within`), or `above` it."""
+    """The side of the interval: `below` the claimed value, around it (`within`), or `above` it."""
     differences: tuple[str, ...]
-    """The settings that are not the claim's; empty unless the state is `other settings`."""
+    """The settings that differ from the claim's; empty unless the state is `other settings`."""
 
     def __str__(self) -> str:
-        """`agrees`, or `other settings: p from 0.4 to 0.6, not 0.2 to 0.4`."""
+        """Return text such as `agrees` or `other settings: p from 0.4 to 0.6, not 0.2 to 0.4`."""
         return ": ".join(
             [self.state, "; ".join(self.differences)] if self.differences else [self.state]
         )
@@ -56,7 +57,7 @@ class Compared:
 def compare(
     claimed: float, interval: tuple[float, float], differences: tuple[str, ...]
 ) -> Compared:
-    """Return what a measured interval says about a claimed share, both in [0, 1]."""
+    """Return the comparison of a measured interval with a claimed share, both in [0, 1]."""
     low, high = interval
     side: Side = "below" if high < claimed else "above" if low > claimed else "within"
     state: State = "agrees" if side == "within" else "differs"
@@ -94,7 +95,7 @@ def _defense(claim: Claim, here: Spec, there: Spec) -> list[str]:
     if claim.defense == FAMILY:
         return ["the claim does not name its estimator"]
     found = []
-    if here.name != {"madry": "vanilla"}.get(claim.defense, claim.defense):
+    if here.name != defenses.meant(claim.defense)[0]:
         what = "estimator" if is_menet(claim.defense) else "defense"
         found.append(f"{what} {here.name}, not {claim.defense}")
     mine = {name: value for name, value in here.parameters.items() if name not in _GRID}
@@ -130,7 +131,7 @@ def keep_probabilities(defense: Spec) -> tuple[float, float] | None:
 def _updates(
     dataset: str, here: TrainingPlan, published_dataset: str, there: TrainingPlan
 ) -> list[str]:
-    """Return how the training is shorter or longer than the published one, or on fewer images."""
+    """Return the ways in which the training is shorter or longer than published, or on fewer images."""
     mine, theirs = defaults.updates(dataset, here), defaults.updates(published_dataset, there)
     found = []
     if mine != theirs and None not in (mine, theirs):
@@ -143,7 +144,7 @@ def _updates(
 
 
 def _plan(here: TrainingPlan, there: TrainingPlan, *, masked: bool) -> list[str]:
-    """Return the fields of the plan that are not the published ones; its kind is named elsewhere."""
+    """Return the fields of the plan that differ from the published ones, without its kind."""
     if here.kind != there.kind:
         return []
     found = []
@@ -151,7 +152,7 @@ def _plan(here: TrainingPlan, there: TrainingPlan, *, masked: bool) -> list[str]
         mine, theirs = getattr(here, name), getattr(there, name)
         if mine != theirs and (
             masked or name != "inner_transform"
-        ):  # one thing where nothing is masked
+        ):  # the two are the same where nothing is masked
             label = _LABELS.get(name, name.replace("_", " "))
             found.append(f"{label} {_text(mine)}, not {_text(theirs)}")
     return found
@@ -181,7 +182,7 @@ def _without_length(spec: Spec) -> Spec:
 
 
 def steps_of(spec: Spec) -> int | None:
-    """Return how many steps an attack takes, its inner one's where it takes none itself."""
+    """Return the number of steps of an attack, or of its inner attack where it has none itself."""
     value = spec.parameters.get("steps")
     if value is not None:
         return int(value)

@@ -19,7 +19,7 @@ def decode(text: str, kind: type[T], file: str) -> T:
     """Return the typed value of a TOML text.
 
     Raises:
-        HarnessError: with file, line, key, and the nearest allowed word.
+        HarnessError: the text does not fit the type (with file, line, key and the nearest allowed word).
     """
     try:
         raw = tomllib.loads(text)
@@ -92,7 +92,7 @@ def _follow(raw: Any, path: str) -> Any:
 
 
 def _type_at(kind: Any, path: str) -> Any:
-    """Return the type that stands at a path, to say which words it allows."""
+    """Return the type at a path, from which the allowed words are read; None where there is none."""
     for step in _steps(path):
         kind = _plain(kind)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)

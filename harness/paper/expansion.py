@@ -24,28 +24,28 @@ _SETTINGS = Settings.__struct_fields__
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Hold one number of a table: where it stands, what is claimed, and the cells that measure it."""
+    """One place of a table: its row and column, its claim, and the cells that measure its number."""
 
     row: int
     column: int
     settings: Settings
     claim: Claim | None
     cells: tuple[Cell, ...] = ()
-    """One for each seed; none where the place is skipped."""
+    """The cells, one for each seed; none where the place is skipped."""
     published: Cell | None = None
     """The cell at the paper's own scale."""
     skip: str = ""
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """Return each setting of the cells that is not the claim's, in words; the cells share them."""
+        """The settings of the cells that differ from the claim's, in words; all cells share them."""
         if self.claim is None or self.published is None or not self.cells:
             return ()
         return comparison.differences(self.claim, self.cells[0], self.published)
 
     @property
     def full_scale(self) -> bool:
-        """Say whether nothing but seed and scoring draws differs from the paper's scale."""
+        """True where only seed and scoring draws differ from the paper's scale."""
         return (
             bool(self.cells)
             and self.published is not None
@@ -67,10 +67,10 @@ def expand(
     """Return every place of the table, row by row.
 
     Args:
-        datasets: which of a profile's stand-ins is used; the first where it is not said.
+        datasets: the stand-in that is used for each dataset; by default the first in the profile.
 
     Raises:
-        HarnessError: a cell that says too little, or names a recipe's setting that it does not have.
+        HarnessError: a cell lacks a setting, or a recipe asks for a setting that does not exist.
     """
     published = protocol.profile("paper")
     found = []
@@ -90,7 +90,10 @@ def expand(
 
 
 def merged(table: Protocol, row: Row, column: Column) -> Settings:
-    """Merge what a cell is made of: `defaults`, then the column, then the row, then the row's own cell."""
+    """Return the settings of a cell, merged from `defaults`, the column, the row, and the row's own cell.
+
+    Later ones win.
+    """
     values: dict[str, Any] = {}
     for source in (table.defaults, column, row, row.cells.get(column.title)):
         for name in _SETTINGS:
@@ -101,9 +104,9 @@ def merged(table: Protocol, row: Row, column: Column) -> Settings:
 
 
 def _claim(table: Protocol, settings: Settings) -> Claim | None:
-    """Return what is published for a cell. No claim is about another ball than the dataset's own.
+    """Return the claim for a cell; None where there is none, or the ball is not the dataset's own.
 
-    A claim that does not name its estimator is found by that of the cell.
+    A claim that does not name its estimator matches that of the cell.
     """
     if settings.norm == "l2" or settings.epsilon_times not in (None, 1.0):
         return None
@@ -151,13 +154,13 @@ def _filled(
 
 
 def dataset_of(name: str, profile: Profile, datasets: Mapping[str, str]) -> str:
-    """Return what stands in for a dataset."""
+    """Return the dataset that is used in place of `name`."""
     options = profile.datasets.get(name)
     return datasets.get(name) or (options[0] if options else name)
 
 
 def training_of(settings: Settings) -> str:
-    """Return `pure` or `adversarial`: what the settings say, else what an alias of the defense means."""
+    """Return `pure` or `adversarial`, from the settings or else from an alias of the defense."""
     if settings.training is not None:
         return settings.training
     return defenses.meant(_word(settings.defense or ""))[1] or "pure"
@@ -239,7 +242,7 @@ def _defense(text: str, profile: Profile) -> Spec:
 def _attack(
     settings: Settings, table: Protocol, caps: Mapping[str, int], dataset: str, epsilon: float
 ) -> Spec:
-    """Return the attack with its places filled in."""
+    """Return the attack with its placeholders filled in."""
     text = settings.attack or ""
     template = table.attacks.get(text) or protocol.recipes().get(text) or text
     known = {
@@ -275,7 +278,7 @@ def _attack(
 
 
 def _step(settings: Settings, dataset: str, epsilon: float, steps: int) -> str:
-    """Return the cell's or the dataset's step size, or a larger one where so few cannot cross the ball."""
+    """Return the step size of the cell or dataset; a larger one where the steps could not cross the ball."""
     if settings.travel is not None:
         return f"{settings.travel * epsilon / steps:.6g}"
     size = defaults.step_size(dataset, epsilon=epsilon, steps=steps)

@@ -1,6 +1,6 @@
-"""Find the numbers of a table: what is claimed, what was measured, what a stronger attack leaves of it.
+"""Find the numbers of a table: the claim, the measurement, and what a stronger attack leaves of it.
 
-Queries over records. Needs no torch, and never gives a number that no record backs.
+All are queries over records. Needs no torch, and never gives a number that no record backs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from harness.results.tables import Loaded, load
 from harness.storage import keys
 from harness.storage.store import DamagedFile, Store
 
-CELLS = "cells"
 T = TypeVar("T")
-"""Folder of the results that says which record answers a cell: one record may answer cells that are
+CELLS = "cells"
+"""The folder of the results that says which record answers a cell: one record may answer cells that are
 spelled differently, and older records of a cell may lie beside the one that counts."""
 
 ANY_ITERATE = "accuracy-any-iterate"
@@ -37,20 +37,20 @@ State = Literal["holds", "fell", "untested", "unknown"]
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Hold a proportion with its 95 % Wilson interval, images taken as the independent units."""
+    """A proportion with its 95 % Wilson interval, with images as the independent units."""
 
     mean: float
     count: int
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of the mean."""
+        """The 95 % Wilson interval of the mean."""
         return wilson(self.mean * self.count, self.count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class After:
-    """Hold the worst case over all attacks on one target in one ball, image by image."""
+    """The worst case over all attacks on one target in one ball, image by image."""
 
     share: Share
     attacks: tuple[str, ...]
@@ -59,25 +59,25 @@ class After:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number:
-    """Hold all that is to be said in one place of a table."""
+    """The measured number in one place of a table, with its worst case, flags and records."""
 
     place: Place
     measured: Share | None
-    """Accuracy in the ball; of the images as returned where `outside`."""
+    """The accuracy in the ball or, where `outside`, of the images as returned."""
     after: After | None
     flags: Mapping[str, str]
     records: tuple[Record, ...]
     reason: str = ""
-    """Why there is no number: skipped, refused, failed. Empty where nothing was run yet."""
+    """The reason why there is no number: skipped, refused, failed. Empty where nothing was run yet."""
 
     @property
     def outside(self) -> bool:
-        """Say whether most images left the ball, so that the accuracy in it is not the attack's result."""
+        """True where most images left the ball, so that the accuracy in it is not the attack's result."""
         return audit.OUTSIDE in self.flags
 
     @property
     def compared(self) -> Compared | None:
-        """Return how the number lies to its claim by the rule of `comparison`; None without either."""
+        """The comparison of the number with its claim, by the rule of `comparison`; None without either."""
         claim = self.place.claim
         if claim is None or claim.value is None or self.measured is None:
             return None
@@ -88,7 +88,7 @@ class Number:
 
 
 def cell_name(cell: Cell) -> str:
-    """Return what a cell is called in the results folder."""
+    """Return the name of a cell in the results folder."""
     said = msgspec.to_builtins(cell)
     if (
         cell.target.precision == "auto"
@@ -100,13 +100,13 @@ def cell_name(cell: Cell) -> str:
 
 
 class Results:
-    """Hold all that a results folder has, ready to be asked cell by cell."""
+    """The content of a results folder, which can be queried cell by cell."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.loaded: Loaded = load(store)
         self.damage = list(self.loaded.damage)
-        """A line for each file that was passed over because it is damaged, or none of the store's."""
+        """A line for each file that was left out because it is damaged, or is no file of the store."""
         self.flags = {record.key: record.flags for record in self.loaded.records}
         self.records = {record.key: record for record in self.loaded.records}
         self.failures = {failure.key: failure for failure in self.loaded.failures}
@@ -119,7 +119,7 @@ class Results:
             self._groups.setdefault(_group(record), []).append(record)
 
     def find(self, cell: Cell) -> Record | Failure | None:
-        """Return what was found for a cell."""
+        """Return the record or failure of a cell; None where there is neither."""
         name = cell_name(cell)
         key = self.read(CELLS, name, str)
         candidates = [key] if key is not None else self._cells.get(name, [])
@@ -144,7 +144,7 @@ class Results:
         return (timing.started if timing else "", record.key)
 
     def choose(self, table: Protocol, profile: Profile) -> dict[str, str]:
-        """Return which stand-ins for datasets the records of a table used: the first that left any."""
+        """Return the stand-ins for datasets that a table's records used: the first of each with a record."""
         return {
             dataset: next(
                 (name for name in options if self._answers(table, profile, dataset, name)),
@@ -154,19 +154,19 @@ class Results:
         }
 
     def _answers(self, table: Protocol, profile: Profile, dataset: str, name: str) -> bool:
-        """Say whether a cell of the table was run with `name` in place of `dataset`."""
+        """Return whether a cell of the table was run with `name` in place of `dataset`."""
         return any(
             place.settings.dataset == dataset and any(map(self.find, place.cells))
             for place in expansion.expand(table, profile, {dataset: name})
         )
 
     def numbers(self, table: Protocol, profile: Profile) -> list[Number]:
-        """Return every place of a table, with what is known about it."""
+        """Return the number in every place of a table."""
         places = expansion.expand(table, profile, self.choose(table, profile))
         return [self.number(place) for place in places]
 
     def number(self, place: Place) -> Number:
-        """Return what is known about one place of a table."""
+        """Return the number in one place of a table."""
         found = [self.find(cell) for cell in place.cells]
         records = tuple(item for item in found if isinstance(item, Record))
         failures = [item for item in found if isinstance(item, Failure)]
@@ -186,9 +186,9 @@ class Results:
         )
 
     def after(self, record: Record) -> After | None:
-        """Return the worst case over all that attacked this target in this ball, the same images each.
+        """Return the worst case over all attacks on this target, ball and set of images.
 
-        None where no second attack was run. Attacks whose images left the ball are not among them.
+        It is None where no second attack was run. Attacks whose images left the ball are left out.
         """
         group = [
             other
@@ -208,7 +208,7 @@ class Results:
         )
 
     def _after_all(self, records: Sequence[Record]) -> After | None:
-        """Return the mean over seeds, where every seed has a worst case."""
+        """Return the worst case as the mean over seeds; None unless every seed has one."""
         every = [self.after(record) for record in records]
         found = [after for after in every if after is not None]
         if not found or len(found) < len(every):
@@ -231,7 +231,7 @@ def _group(record: Record) -> tuple[object, ...]:
 
 
 def share(place: Place, record: Record) -> Share:
-    """Return what one record, of one seed, says in a place of a table."""
+    """Return the share that one record, of one seed, gives for a place of a table."""
     if audit.OUTSIDE in record.flags:
         return Share(record.returned.mean, record.count)
     if place.settings.metric == ANY_ITERATE:
@@ -241,14 +241,14 @@ def share(place: Place, record: Record) -> Share:
 
 
 def _other_looks(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return what is said of records made before one look a step was counted."""
+    """Return the note for records made before one look a step was counted; empty for others."""
     if all(record.fooled_once_a_step is not None for record in records):
         return ()
     return ("every draw of every step counts, not one look a step",)
 
 
 def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
-    """Return the mean over seeds. Its count is that of one seed: the images are the same."""
+    """Return the mean over seeds. Its count is that of one seed, because the images are the same."""
     if not records:
         return None
     shares = [share(place, record) for record in records]
@@ -262,7 +262,7 @@ def _pooled(place: Place, records: Sequence[Record]) -> Share | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Say what became of a claim. Only numbers of the paper's own settings and scale decide."""
+    """The state of a claim. Only numbers at the paper's own settings and scale decide it."""
 
     state: State
     says: str
@@ -270,7 +270,7 @@ class Verdict:
 
 
 def verdict(number: Number) -> Verdict | None:
-    """Return what became of the claim of a number; None where nothing is claimed."""
+    """Return the verdict on the claim of a number; None where nothing is claimed."""
     claim = number.place.claim
     if claim is None:
         return None
@@ -297,7 +297,7 @@ def verdict(number: Number) -> Verdict | None:
 
 
 def _where(number: Number) -> str:
-    """Return `other settings: ...`, or that the images are fewer."""
+    """Return the settings in words: `other settings: ...`, or the claim's own on fewer images."""
     compared = number.compared
     if compared is None or not compared.differences:
         return "the claim's settings on fewer images"
@@ -322,7 +322,7 @@ def _judged(number: Number, claimed: float) -> Verdict:
 
 
 def _after_same_access(number: Number) -> After | None:
-    """Return the worst case, where it speaks to the claim: white-box attacks refute no black-box one."""
+    """Return the worst case if it bears on the claim: white-box attacks refute no black-box claim."""
     claim = number.place.claim
     return None if claim is None or claim.black_box else number.after
 
@@ -337,7 +337,7 @@ def _hint(number: Number, claimed: float) -> str:
 
 
 def percent(share: Share) -> str:
-    """Write `41.2 [38.2, 44.3]`."""
+    """Return a share and its interval in percent, as `41.2 [38.2, 44.3]`."""
     return in_percent(share.mean, share.interval)
 
 

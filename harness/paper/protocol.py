@@ -1,7 +1,7 @@
-"""Describe a table or figure as data: TOML, decoded, or refused with line, key and nearest allowed word.
+"""Read tables and figures described in TOML; errors name line, key and nearest allowed word.
 
-A protocol has rows and columns; a cell is what its column, its row and `defaults` say together. What
-is scaled down for a machine stands in a profile, never here. Needs no torch.
+A protocol has rows and columns; its column, its row and `defaults` together define a cell. Scaling down for a
+machine belongs in a profile, never here. Needs no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Hold what a cell is made of. What is None is left to `defaults`, to the column, to the dataset."""
+    """The settings of a cell. A setting of None is left to `defaults`, to the column, or to the dataset."""
 
     dataset: str | None = None
     model: str | None = None
@@ -41,7 +41,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A recipe of `attacks.toml` or of this file, or an attack as on the command line."""
     steps: Count | None = None
     travel: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    """How far all steps go together, in multiples of epsilon. Default: the dataset's step size."""
+    """The length of all steps together, in multiples of epsilon. Default: by the dataset's step size."""
     epsilon_times: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Epsilon as a multiple of the dataset's. Default: 1."""
     norm: Norm | None = None
@@ -54,50 +54,50 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     claims: str | None = None
     """The id in claims.csv. Default: the table's; `none` where nothing is claimed."""
     skip: str | None = None
-    """Why this cell is never run: printed in its place."""
+    """The reason why this cell is never run, which is printed in its place."""
 
 
 class Column(Settings):
-    """Describe one attack of the table, or one point of a curve."""
+    """One column: an attack of the table, or a point of a curve."""
 
     title: str
     x: float | None = None
-    """Where the point stands on a curve's axis."""
+    """The place of the point on a curve's axis."""
 
 
 class Row(Settings):
-    """Describe one defended model."""
+    """One row: a defended model."""
 
     labels: list[str]
     cells: dict[str, Settings] = {}
-    """What differs in one column, by the column's title."""
+    """The settings that differ in one column, by the column's title."""
 
 
 class Protocol(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Describe one table or figure."""
+    """The description of one table or figure."""
 
     kind: Kind
     title: str
     caption: str
     source: str = ""
     name: str = ""
-    """Set by `load` from the file's name."""
+    """The name, which `load` sets from the file's name."""
     claims: str = ""
     """The id in claims.csv. Default: the name."""
     heads: list[str] = []
-    """Headings of the rows' labels."""
+    """The headings of the rows' labels."""
     attacks: dict[str, str] = {}
-    """Recipes of this file: a name and an attack with `{steps}`, `{step}`, `{eot}`, ... to fill in."""
+    """The recipes of this file: a name and an attack with `{steps}`, `{step}`, `{eot}`, ... to fill in."""
     defaults: Settings = msgspec.field(default_factory=Settings)
     columns: list[Column] = []
     rows: list[Row] = []
     axis: str = ""
-    """What a curve's horizontal axis is."""
+    """The label of a curve's horizontal axis."""
     logarithmic: bool = False
     vary: Literal["", "eot", "queries"] = ""
-    """What a curve varies: points beyond a profile's cap are left out, not measured with less."""
+    """The setting that a curve varies. Points beyond a profile's cap are left out, not measured with less."""
     suite: bool = True
-    """Say whether the column `after the adaptive suite` makes sense here."""
+    """True where the column `after the adaptive suite` makes sense."""
     datasets: list[str] = []
     defenses: list[str] = []
     images: Count = 2000
@@ -113,10 +113,10 @@ def headings(table: Protocol) -> list[str]:
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Give settings to the cells that match: shell patterns on the protocol's own words."""
+    """Settings for the cells that match shell patterns on the protocol's own words."""
 
     dataset: str = "*"
-    """As it is used: after the profile's replacement."""
+    """The pattern for the dataset that is used, after the profile's replacement."""
     model: str = "*"
     defense: str = "*"
     attack: str = "*"
@@ -129,7 +129,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Say how far a protocol is scaled down. Of several rules that match a cell the last one wins."""
+    """A scale at which protocols are run. Of several rules that match a cell, the last one wins."""
 
     summary: str
     budget: str
@@ -140,16 +140,16 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         default_factory=lambda: [0]
     )
     images: Count | None = None
-    """Images of a figure that looks at images alone, at most."""
+    """The most images of a figure that needs only images."""
     caps: Caps = {}
-    """The most steps, samples, eot, queries an attack takes."""
+    """The most steps, samples, eot and queries of an attack."""
     datasets: dict[str, Annotated[list[str], msgspec.Meta(min_length=1)]] = {}
-    """Datasets that stand in for another: the first that is there."""
+    """The datasets that stand in for another, of which the first that is available is used."""
     models: dict[str, str] = {}
     defenses: dict[str, str] = {}
-    """Parameters added to a defense: `menet-nuc = "gap=1e-2"`."""
+    """The parameters that are added to a defense: `menet-nuc = "gap=1e-2"`."""
     precision: Precision = "auto"
-    """Of the classifiers in training and in the attacks' search."""
+    """The precision of the classifiers in training and in attacks."""
     rules: list[Rule] = []
 
 
@@ -157,7 +157,7 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def names() -> list[str]:
-    """Return the protocols that come with the harness: tables, figures, then what is not in the paper."""
+    """Return the names of the harness's own protocols: the paper's tables, its figures, then others."""
     folder = importlib.resources.files("harness.paper.protocols")
     found = [entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")]
     found = [name for name in found if name not in ("defaults", "profiles", "attacks")]
@@ -165,15 +165,15 @@ def names() -> list[str]:
 
 
 def order(name: str) -> tuple[bool, bool, str]:
-    """Return what sorts names: tables of the paper, its figures, then all else."""
+    """Return the sort key of a protocol's name: the paper's tables first, then its figures, then others."""
     return (re.fullmatch(r"table\d+", name) is None, re.fullmatch(r"figure\d+", name) is None, name)
 
 
 def load(name: str) -> Protocol:
-    """Return a protocol by its name, or one's own by the path of its file.
+    """Return a protocol by its name, or a user's own by the path of its file.
 
     Raises:
-        HarnessError: no such protocol (with the nearest), or a file that is wrong (with line and key).
+        HarnessError: there is no such protocol (with the nearest), or its file is wrong (with line and key).
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -205,10 +205,10 @@ def profiles() -> dict[str, Profile]:
 
 
 def profile(name: str) -> Profile:
-    """Return a profile by its name, or one's own as `file.toml:name`.
+    """Return a profile by its name, or a user's own as `file.toml:name`.
 
     Raises:
-        HarnessError: no such profile, or a file that is wrong.
+        HarnessError: there is no such profile, or its file is wrong.
     """
     file, separator, own = name.rpartition(":")
     if separator and file.endswith(".toml"):
@@ -256,7 +256,7 @@ def _profiles(text: str, file: str) -> dict[str, Profile]:
 
 
 def _check(chosen: Protocol, text: str, file: str) -> None:
-    """Refuse what types alone let pass."""
+    """Raise HarnessError for mistakes that the types alone allow."""
 
     def refuse(path: str, message: str) -> typing.NoReturn:
         place = path.lstrip(".")

@@ -1,4 +1,4 @@
-"""Records -> tables and figures, protocol by protocol. Needs no torch."""
+"""Turn records into tables and figures, protocol by protocol. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from harness.types import HarnessError
 
 
 def choose(names: Sequence[str]) -> list[Protocol]:
-    """Return the protocols that a command names; `all` is all that come with the harness.
+    """Return the protocols that a command names; `all` stands for all that come with the harness.
 
     Raises:
-        HarnessError: no such protocol, or two files of one name.
+        HarnessError: there is no such protocol, or two files have the same name.
     """
     wanted: list[str] = []
     for name in names:
@@ -55,7 +55,7 @@ def render(
 
 
 REPRODUCED = "protocols"
-"""Folder of the results that keeps what was reproduced, so that a report needs nothing else."""
+"""The folder of the results that keeps the reproduced protocols, so that a report needs nothing else."""
 
 
 class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,9 @@ def remember(tables: Sequence[Protocol], profile: Profile, store: Store) -> None
 
 
 def reproduced(store: Store) -> tuple[list[Reproduced], list[str]]:
-    """Return all that was reproduced into a results folder, the paper's tables first, then its figures; and
-    a line for each file that is damaged."""
+    """Return (the protocols that were reproduced into a results folder, a line for each damaged file).
+
+    The paper's tables come first, then its figures, then other protocols.
+    """
     found, damage = store.read_all(REPRODUCED, Reproduced)
     return sorted(found.values(), key=lambda each: protocol.order(each.protocol.name)), damage

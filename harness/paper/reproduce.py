@@ -1,4 +1,4 @@
-"""`harness reproduce`: protocols -> cells -> records -> tables and figures."""
+"""`harness reproduce`: turn protocols into cells, cells into records, and these into tables and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.types import HarnessError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What was asked for, ready to run."""
+    """The tables of a command with their cells, ready to run."""
 
     tables: list[Protocol]
     profile: Profile
@@ -35,10 +35,10 @@ class Job:
 
 
 def prepare(tables: list[Protocol], profile: Profile, model_store: TargetSource) -> Job:
-    """Cells of all tables, each once; names of plugins are checked before anything runs.
+    """Return the cells of all tables, each once; names of plugins are checked before anything runs.
 
     Raises:
-        HarnessError: a plugin or a parameter that does not exist, with its line.
+        HarnessError: a plugin or a parameter does not exist (with the place in the protocol).
     """
     datasets = available(profile, model_store, tables)
     places: list[Place] = []
@@ -52,7 +52,7 @@ def prepare(tables: list[Protocol], profile: Profile, model_store: TargetSource)
 def available(
     profile: Profile, model_store: TargetSource, tables: Sequence[Protocol]
 ) -> dict[str, str]:
-    """For each dataset that has stand-ins, the first that is there; the last where none is."""
+    """Return the first available stand-in of each dataset that has some; the last where none is available."""
     used = {
         expansion.merged(table, row, column).dataset
         for table in tables
@@ -84,7 +84,7 @@ def _is_there(model_store: TargetSource, name: str) -> bool:
 
 
 def check_plugins(table: Protocol, places: Sequence[Place]) -> None:
-    """Refuse a name or a parameter that no plugin has, in the words of the registry."""
+    """Raise the registry's HarnessError for a name or parameter that no plugin has."""
     for place in places:
         for cell in place.cells[:1]:
             try:
@@ -103,7 +103,7 @@ def check_plugins(table: Protocol, places: Sequence[Place]) -> None:
 
 
 def plans(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Failure]]:
-    """A plan for each cell that can be run here, and for the others why not."""
+    """Return (a plan for each cell that can be run here, a failure for each other cell)."""
     ready, refused = [], []
     for cell in job.cells:
         try:
@@ -116,10 +116,10 @@ def plans(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Failure
 
 
 def run(job: Job, runner: Runner) -> list[Record | Failure]:
-    """Run what is missing, and note which record answers which cell.
+    """Run the missing cells, and note which record answers which cell.
 
     Raises:
-        Interrupted: a signal came; what is done is kept.
+        Interrupted: a signal came; finished work is kept.
     """
     store = runner.store
     ready, refused = plans(job, runner.model_store)
@@ -135,11 +135,11 @@ def _note(store: Store, each: Plan) -> None:
     name = cell_name(each.cell)
     if store.read_spare(CELLS, name, str) != each.key:
         store.write_json(CELLS, name, each.key)
-    store.remove("failures", name)  # of a time when the dataset was not there
+    store.remove("failures", name)  # left from a time when the dataset was not available
 
 
 def show_plan(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Failure]]:
-    """`--dry-run`: every cell and whether it is there. Returns what is missing."""
+    """Print every cell and whether its record exists (`--dry-run`); return the missing and refused cells."""
     ready, refused = plans(job, model_store)
     store = model_store.store
     missing = []
@@ -170,10 +170,12 @@ def show_plan(job: Job, model_store: TargetSource) -> tuple[list[Plan], list[Fai
 def reproduce(
     tables: list[Protocol], profile: Profile, runner: Runner, *, dry_run: bool = False
 ) -> int:
-    """Run what the tables still need and draw them, or only say what that is. Return the exit status.
+    """Run the cells that the tables still need, draw the tables, and return the exit status.
+
+    With `dry_run`, only print the cells that are needed.
 
     Raises:
-        Interrupted: a signal came; what is done is kept.
+        Interrupted: a signal came; finished work is kept.
     """
     from harness.evaluation import calibrate
     from harness.paper.figures import features

@@ -1,4 +1,4 @@
-"""Write a table that is ready as text in Markdown and LaTeX. Needs no torch."""
+"""Write a table of text as Markdown and LaTeX. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.results.tables import escape_markdown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Hold a table as text: what all three formats print."""
+    """A table as text, which all formats print."""
 
     title: str
     caption: list[str]
@@ -18,7 +18,7 @@ class Sheet:
     body: list[list[str]]
     notes: list[str]
     lead: int
-    """How many of the columns are labels."""
+    """The number of columns that are labels."""
 
 
 def markdown(page: Sheet) -> str:
@@ -63,7 +63,7 @@ def latex(page: Sheet) -> str:
     """Return a booktabs table."""
     columns = "l" * page.lead + "r" * (len(page.header) - page.lead - 1) + "l"
     rows = [" & ".join(map(escape_latex, row)) + r" \\" for row in [page.header, *page.body]]
-    # A row that begins with [ or * would be read as what \\ or \toprule takes.
+    # LaTeX would read a [ or * at the start of a row as an argument of \\ or \toprule.
     rows = ["{}" + row if row.startswith(("[", "*")) else row for row in rows]
     notes = [r"\par " + escape_latex(note) for note in page.notes]
     return "\n".join(

@@ -1,6 +1,6 @@
-"""Write a paper's table with what became of it: claimed | measured | after the adaptive suite | flags.
+"""Write a paper's table beside its measurement: claimed | measured | after the adaptive suite | flags.
 
-Markdown, CSV and LaTeX from the records alone, byte for byte the same each time. Needs no torch.
+Markdown, CSV and LaTeX are made from the records alone, byte for byte the same each time. Needs no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.storage import store
 
 FOLDER = "tables"
 ABOUT_CLAIMS = ("claim:", "beside:", "refuted:", "other settings:")
-"""How the notes about claims begin."""
+"""The words with which notes about claims begin."""
 AFTER = "after the adaptive suite"
 
 
@@ -47,7 +47,7 @@ def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
 def sheet(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> Sheet:
     """Return the table in the paper's own order of rows and columns.
 
-    The worst case belongs to a defended model, not to a column: it stands once in each row.
+    The worst case belongs to a defended model, not to a column, so each row has it once.
     """
     marks = _marks(numbers)
     single = len(table.columns) == 1
@@ -94,12 +94,12 @@ def _any(numbers: Sequence[Number]) -> bool:
 
 
 def claims_anything(numbers: Sequence[Number]) -> bool:
-    """Say whether the table has claims at all: one that goes beyond the paper has none."""
+    """Return whether the table has any claims; one that goes beyond the paper has none."""
     return any(number.place.claim is not None for number in numbers)
 
 
 def claimed(number: Number) -> str:
-    """Return the claimed value and, behind it, what else is published about the same cell."""
+    """Return the claimed value, followed by other published values for the same cell."""
     claim = number.place.claim
     if claim is None:
         return UNKNOWN
@@ -107,22 +107,22 @@ def claimed(number: Number) -> str:
 
 
 def _beside(number: Number) -> list[str]:
-    """Return what else is published about the same cell: `87.85 rerun, menet-usvt`."""
+    """Return other published values for the same cell: `87.85 rerun, menet-usvt`."""
     claim = number.place.claim
     others = claims.beside(claim) if claim is not None else []
     return [f"{_value(other)} {other.id}, {other.defense}" for other in others]
 
 
 def _value(claim: Claim) -> str:
-    """Return a claimed value as it was published, with one decimal at least."""
+    """Return a claimed value as it was published, with at least one decimal."""
     return f"{claim.value:.1f}" if claim.value == round(claim.value or 0, 1) else f"{claim.value:g}"
 
 
 def measured(number: Number, marks: dict[str, str]) -> str:
-    """Return `41.2 [38.2, 44.3] (a, b): agrees`, `refused: ...`, or a dash.
+    """Return the text of a number: `41.2 [38.2, 44.3] (a, b): agrees`, `refused: ...`, or a dash.
 
-    Where most images left the ball, their accuracy as returned stands first: in the ball they count as
-    not attacked.
+    Where most images left the ball, the accuracy as returned is shown, since in the ball they count as not
+    attacked.
     """
     if number.measured is None:
         return number.reason or UNKNOWN
@@ -132,7 +132,7 @@ def measured(number: Number, marks: dict[str, str]) -> str:
 
 
 def shown(number: Number) -> str:
-    """Return `41.2 [38.2, 44.3]`, or accuracy as returned where most images left the ball."""
+    """Return the accuracy as `41.2 [38.2, 44.3]`, as returned where most images left the ball."""
     assert number.measured is not None
     if not number.outside:
         return percent(number.measured)
@@ -140,7 +140,7 @@ def shown(number: Number) -> str:
 
 
 def worst(numbers: Sequence[Number]) -> After | None:
-    """Return the worst case of a row: the lowest, where its cells were scored on different images."""
+    """Return the worst case of a row; where its cells were scored on different images, the lowest."""
     found = [number.after for number in numbers if number.after is not None]
     return min(found, key=lambda after: (after.share.mean, after.keys)) if found else None
 
@@ -151,7 +151,7 @@ def _after(numbers: Sequence[Number]) -> str:
 
 
 def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
-    """Return what is to be known about the claims: other settings, notes, what others found; each once."""
+    """Return notes on the claims, each once: other settings, remarks, and the numbers of others."""
     places: dict[str, list[str]] = {}
     for number in numbers:
         claim = number.place.claim
@@ -182,7 +182,7 @@ def _claim_notes(table: Protocol, numbers: Sequence[Number]) -> list[str]:
 
 
 def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> list[str]:
-    """Return what a reader must know before believing a number: profile, scale, seeds, commit."""
+    """Return the lines that a reader needs to judge the numbers: profile, scale, seeds, commit."""
     lines = []
     if table.source:
         lines.append(f"Claimed: {table.source}.")
@@ -221,7 +221,7 @@ def caption(table: Protocol, profile: Profile, numbers: Sequence[Number]) -> lis
 
 
 def scaled_down(numbers: Sequence[Number]) -> list[str]:
-    """Return how the cells differ from the paper's, in words."""
+    """Return the differences of the cells from the paper's, in words."""
     stand_ins: dict[str, None] = {}
     updates: set[tuple[int, int]] = set()
     steps: set[tuple[int, int]] = set()
@@ -277,7 +277,7 @@ def _list(values: object) -> str:
 
 
 def csv_text(table: Protocol, numbers: Sequence[Number]) -> str:
-    """Return one line for each number of the table, everything in full."""
+    """Return the table as CSV: one line for each number, everything in full."""
     heads = protocol.headings(table)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

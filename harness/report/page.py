@@ -1,7 +1,7 @@
-"""`harness report`: everything that a results folder holds on one HTML page that stands alone.
+"""`harness report`: write everything that a results folder holds to one self-contained HTML page.
 
-No network, no torch: pictures are embedded, scripts and styles are inline, and a content security
-policy forbids all else. What comes from records and files is escaped by the template engine.
+It needs neither network nor torch: pictures are embedded, scripts and styles are inline, and a content
+security policy forbids all else. The template engine escapes all text from records and files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STATES: Mapping[str, tuple[str, str]] = {
 
 
 def write(results: Path, output: Path | None) -> Path:
-    """The page of a results folder. Returns where it lies.
+    """Write the page of a results folder, and return its path.
 
     Raises:
         HarnessError: there are no records.
@@ -57,7 +57,7 @@ def write(results: Path, output: Path | None) -> Path:
 
 
 def page(folder: Store) -> str:
-    """The page as text. The same records give the same text."""
+    """Return the page as text. The same records give the same text."""
     results = Results(folder)
     protocols, damage = reproduced(folder)
     parts = [_part(each, results) for each in protocols]
@@ -94,12 +94,12 @@ def page(folder: Store) -> str:
     return text
 
 
-# --- what the template is given ---------------------------------------------------------------------
+# --- the data of the template -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """A record behind a number, which has one for each seed."""
+    """A record behind a number; a number has one for each seed."""
 
     key: str
     seed: int
@@ -132,7 +132,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """One claim and what became of it."""
+    """One claim with its verdict."""
 
     part: str
     where: str
@@ -277,7 +277,7 @@ def _order(item: Record | Failure) -> tuple[str, ...]:
 
 
 def _entry(record: Record, results: Results, worst: str) -> dict[str, Any]:
-    """A record as the page shows it, with all that stands behind its number."""
+    """Return a record as the page shows it, with all facts behind its number."""
     target, timing = record.cell.target, results.loaded.timings.get(record.key)
     robust, clean = (
         Share(record.robust.mean, record.count),
@@ -362,7 +362,7 @@ def _gallery(results: Results) -> list[dict[str, Any]]:
 
 
 def data_uri(picture: Picture) -> str:
-    """A picture as a PNG for `src` of an image on a page that stands alone."""
+    """Return a picture as a `data:` URI of a PNG, for an image on a self-contained page."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What an audit found, as data. Needs no torch."""
+"""The results of an audit, as data. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Tried:
     attack: str
     epsilon: float
     key: str = ""
-    """Of its record; empty where there is none."""
+    """The key of its record; empty where there is none."""
     untested: str = ""
-    """Why there is no record."""
+    """The reason why there is no record."""
     scaled: str = ""
-    """How it was less than the published recipe."""
+    """The ways in which it was less than the published recipe."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Probe:
     name: str
     outcome: str
     flag: str = ""
-    """Why it raises a flag against every attack with gradients, or against the attack `against` alone; or,
-    where the defense is inconsistent, against every attack."""
+    """The reason for a flag; empty for none. The flag is raised against every attack with gradients, or
+    against the attack `against` alone; where the defense is inconsistent, against every attack."""
     raises: Literal["masked-gradients", "unsound-readout", "inconsistent-defense"] = (
         "masked-gradients"
     )
@@ -51,16 +51,16 @@ class Audit:
     threat: ThreatModel
     count: int
     available: int
-    """Test images that there are."""
+    """The number of test images that there are."""
     draws: int
     budget: float
-    """Seconds that were allowed."""
+    """The seconds that were allowed."""
     spent: float
     scale: float
     """The share of the adaptive suite's published budget of passes."""
     tried: tuple[Tried, ...]
     probes: tuple[Probe, ...]
     flags: Mapping[str, Mapping[str, str]]
-    """By key of a record: its flags, those that other records and the probes raise included."""
+    """The flags of each record by its key, including those that other records and the probes raise."""
     verdict: Literal["broken", "weakened", "in doubt", "stands", "untested"]
     sentence: str

@@ -1,7 +1,7 @@
-"""Find what `harness clean` could delete, and what it would cost to make again. Needs no torch.
+"""Find the files that `harness clean` could delete, and the cost of making them again. Needs no torch.
 
-Only regular files go that the store itself wrote, by their place, their name and what they say of
-themselves. Links are neither followed nor deleted.
+Only regular files that the store itself wrote are deleted: their place, their name and their content must
+say so. Links are neither followed nor deleted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from harness.storage.store import (
 from harness.types import HarnessError
 
 _OLD = 3600.0
-"""Seconds after which a temporary file belongs to nobody who lives."""
+"""Seconds after which no living process owns a temporary file."""
 _TRIED = 20
-"""So many files without a mark are looked at before a folder counts as somebody else's."""
+"""The number of files that are read, in a folder without a mark, before it counts as somebody else's."""
 _WRITTEN = (
     *("records", "timings", "failures", "matrices", "progress", "scores", "leases", "checkpoints"),
     *(
@@ -64,13 +64,13 @@ class Litter:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of file that could go."""
+    """One kind of file that could be deleted."""
 
     name: str
     summary: str
     find: Callable[[Store], Iterator[Litter]]
     by_itself: bool = False
-    """Whether `--yes` alone deletes it: nothing is lost."""
+    """True where `--yes` alone deletes it, because nothing is lost."""
 
 
 def _regular(folder: Path, suffix: str = "") -> list[Path]:
@@ -107,7 +107,7 @@ def _litter(path: Path, seconds: float | None = 0.0) -> Iterator[Litter]:
 
 
 def temporaries(store: Store) -> Iterator[Litter]:
-    """Yield old files that a run wrote for a moment."""
+    """Yield old temporary files of runs."""
     for path in _everywhere(store):
         if _TEMPORARY.fullmatch(path.name):
             for litter in _litter(path):
@@ -132,7 +132,7 @@ def scores(store: Store) -> Iterator[Litter]:
 
 
 def failures(store: Store) -> Iterator[Litter]:
-    """Yield why cells have no number."""
+    """Yield the failures of cells."""
     for path in _regular(store.results / "failures", ".json"):
         if is_written(path):
             yield from _litter(path)
@@ -166,7 +166,7 @@ def checkpoints(store: Store) -> Iterator[Litter]:
 
 
 def estimates(store: Store) -> Iterator[Litter]:
-    """Yield the fixed training versions of images, and what was made of them so far."""
+    """Yield the fixed training versions of images, whole or unfinished."""
     folder = store.cache / "estimates"
     for path in _regular(folder, ".bytes"):
         told = _log(path.with_suffix(".json"))
@@ -193,11 +193,11 @@ KINDS = (
 
 
 def run(store: Store, chosen: tuple[str, ...], *, yes: bool) -> list[str]:
-    """Return what is there, or with `yes` what was deleted: a line for each kind.
+    """Return a line for each kind of file: what could be deleted or, with `yes`, what was deleted.
 
     Raises:
-        HarnessError: no such folder, or one that the harness did not make; or a run is under way that works
-            on what was chosen.
+        HarnessError: there is no such folder, the harness did not make it, or a run is working on the
+            chosen files.
         StoreError: a file cannot be deleted.
     """
     for folder in dict.fromkeys((store.results, store.cache)):
@@ -236,7 +236,7 @@ def run(store: Store, chosen: tuple[str, ...], *, yes: bool) -> list[str]:
 
 
 def is_results_folder(folder: Path) -> bool:
-    """Return whether the harness made a folder: by its mark, or by a record or weights that it wrote."""
+    """Return whether the harness made a folder: it has the mark, or a record or weights of the harness."""
     marker = folder / MARKER
     if marker.is_file() and not marker.is_symlink():
         return True
@@ -279,7 +279,7 @@ def _seconds(path: Path) -> float | None:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """Return the metadata of a tensor file; none where it is no such file."""
+    """Return the metadata of a tensor file; empty where it is no such file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(start := file.read(8), "little")
@@ -290,7 +290,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _log(path: Path) -> dict[str, Any]:
-    """Return the log beside a file; nothing where there is none, or a link."""
+    """Return the log beside a file; empty where there is none, or a link."""
     try:
         told = json.loads(path.read_bytes()) if not path.is_symlink() else {}
     except (OSError, ValueError):

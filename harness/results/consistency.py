@@ -1,4 +1,4 @@
-"""Signs that a defense answers one question in two ways, found in a record. Needs no torch."""
+"""Find signs in a record that the defense answered one question in two ways. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.results.records import TRACE_DRAWS, Record
 from harness.results.statistics import fisher
 
 LUCK = 1e-4
-"""Chance of a false alarm where two scorings of the same images are compared."""
+"""The chance of a false alarm where two scorings of the same images are compared."""
 
 _LOOKS: Mapping[str, tuple[str, str]] = {
     "alone": ("asked", "change with the rest of the batch"),
@@ -16,16 +16,16 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "gradients": ("asked", "change with gradients on"),
     "attack": ("replayed", "were answered otherwise to the attack than now to the judge"),
 }
-"""By name in `Record.looks`: of which images it is a part, and what it means."""
+"""For each name in `Record.looks`: the name of the images that it is a part of, and its meaning."""
 
 
 def inconsistent(record: Record, *, smallest: float) -> str:
-    """Return why the defense is no function of images and draws; nothing where it may be one.
+    """Return the reason why the defense is no function of images and draws; empty where it may be one.
 
-    Where rounding in a solver moves one image in eight, that is no sign.
+    One image in eight may change, since rounding in a solver explains it.
 
     Args:
-        smallest: a difference of accuracy that is worth a flag.
+        smallest: the smallest difference of accuracy that is worth a flag.
     """
     reasons = []
     for name, (asked, says) in _LOOKS.items():
@@ -36,8 +36,11 @@ def inconsistent(record: Record, *, smallest: float) -> str:
 
 
 def _trace_against_score(record: Record, smallest: float) -> str:
-    """The end of the trace and the score are looks at the same images under different draws. That images
-    differ in how hard they are makes Fisher's test the more cautious (Hoeffding 1956)."""
+    """Return the reason where the end of the trace and the score differ by more than luck; empty otherwise.
+
+    Both score the same images, under different draws. Since some images are harder than others, Fisher's
+    test is conservative here (Hoeffding 1956).
+    """
     if not record.trace or record.transferred or record.invalid or not record.count:
         return ""
     end, score = record.trace[-1].accuracy, record.returned.mean

@@ -19,7 +19,7 @@ from harness.results.statistics import in_percent, mcnemar
 from harness.storage import keys
 
 OUTSIDE = "mostly-outside"
-"""The flag of an attack whose images left the ball: what counts is the accuracy as returned."""
+"""The flag of an attack whose images left the ball: its result is the accuracy as returned."""
 
 EXPLANATIONS: Mapping[str, str] = {
     "not-converged": "more steps, draws or restarts still lower robust accuracy beyond its interval",
@@ -37,32 +37,32 @@ EXPLANATIONS: Mapping[str, str] = {
     "unsound-readout": "the attack misses an adversarial example that is known to exist",
     "scaled-down": "fewer images, steps, draws or updates than the published protocol",
 }
-"""Every flag, and what it means in one line."""
+"""The meaning of every flag, in one line."""
 
 SIGNIFICANCE = 0.01
-"""Two-sided, divided by the number of comparisons that one flag makes for one target (Bonferroni)."""
+"""The two-sided level of a test, divided by the number of comparisons that one flag makes for one target
+(Bonferroni)."""
 SMALLEST = 0.01
 """A difference of accuracy below this, or a share of images, is never worth a flag."""
 DEAD_GRADIENTS = 0.05
-"""Share of an attack's gradients that may be dead: a few images saturate on any model."""
+"""The share of an attack's gradients that may be dead: a few images saturate on any model."""
 DEAD_PIXELS = 0.2
-"""Share of the pixels that change what the classifier sees, yet have no gradient: a clip that cuts a few
-values is no mask."""
+"""The share of the probed pixels that may have no gradient: a clip that cuts a few values masks nothing."""
 MANY_STEPS = 10
-"""Fewer gradient steps than these are not expected to beat an attack without gradients."""
+"""The least number of gradient steps with which an attack is expected to beat one without gradients."""
 TOLERANCE = 2.0**-20
-"""What a distance may exceed the radius by, as where images are judged: rounding."""
+"""The excess over the radius that rounding explains, the same as where images are judged."""
 EVERYTHING = 0.5
-"""The L-infinity radius from which every image can be made the same grey one."""
+"""The L-infinity radius from which every image can be turned into the same grey image."""
 
 
 def doubts(found: Iterable[str]) -> set[str]:
-    """Return the flags that say that an answer may be wrong: `scaled-down` says what was asked for."""
+    """Return the flags that cast doubt on a number: all but `scaled-down`, which describes the question."""
     return set(found) - {"scaled-down"}
 
 
 def strict_status(found: Iterable[str]) -> int:
-    """The exit status of `--strict`: 3 where a number is in doubt, else 0."""
+    """Return the exit status of `--strict`: 3 where a number is in doubt, else 0."""
     return 3 if doubts(found) else 0
 
 
@@ -73,7 +73,7 @@ def flags(record: Record, *, model_changed: str = "", process_changed: str = "")
     """Return the flags that one record shows by itself, each with its reason.
 
     Args:
-        model_changed, process_changed: what a guest changed of the model and of the process.
+        model_changed, process_changed: the changes that a guest made to the model and to the process.
     """
     rules: Mapping[str, Callable[[Record], str]] = {
         "inconsistent-defense": partial(inconsistent, smallest=SMALLEST),
@@ -109,10 +109,10 @@ def _invalid(record: Record) -> str:
 
 
 def _outside(record: Record) -> str:
-    """Return why the accuracy in the ball is no result of the attack, or nothing.
+    """Return the reason why the accuracy in the ball is not the attack's result; empty where it is.
 
-    A minimum-norm attack searches for the ball, so its accuracy at epsilon means what it says. An attack
-    on the defense whose ball lies elsewhere (`adaptive`, not `bounded`) does not.
+    A minimum-norm attack searches for the smallest ball, so its accuracy at epsilon is meaningful. That of an
+    attack on the defense whose ball is elsewhere (`adaptive`, not `bounded`) is not.
     """
     threat = record.cell.threat
     distance = record.distances.get(f"median_{threat.norm}", 0.0)
@@ -125,7 +125,7 @@ def _outside(record: Record) -> str:
 
 
 def at_chance(record: Record) -> bool:
-    """Whether the model may be guessing on the unattacked images."""
+    """Return whether the model may be guessing on the unattacked images."""
     return record.count > 0 and record.clean.interval[0] <= 1 / record.classes
 
 
@@ -155,7 +155,7 @@ def _gradients(record: Record) -> str:
 
 
 def _unlimited(record: Record) -> bool:
-    """Whether a sound attack must bring accuracy down to chance (Carlini et al. 2019)."""
+    """Return whether a sound attack must bring accuracy down to chance (Carlini et al. 2019)."""
     threat = record.cell.threat
     return (
         threat.norm == "linf"
@@ -167,10 +167,13 @@ def _unlimited(record: Record) -> bool:
 
 
 def _silent(record: Record) -> str:
-    """For a deterministic victim an image once fooled is fooled: counted image by image. For a
-    randomised one a wrong answer on the way may be luck, so iterates count by fresh draws."""
+    """Return the reason where the attack fooled more images on the way than it returned; empty otherwise.
+
+    On a deterministic victim, an image that was fooled once is fooled, so images are counted. On a
+    randomised one, a wrong answer on the way may be luck, so iterates are scored on fresh draws.
+    """
     if record.transferred or not record.count:
-        return ""  # what was seen on the way was seen on another model
+        return ""  # the attack queried another model on the way
     if not record.randomised:
         once = right_counts((record.fooled_outcomes,), record.count)
         left = right_counts(record.robust_outcomes[:1], record.count)
@@ -190,8 +193,11 @@ def _silent(record: Record) -> str:
 
 
 def _noise(record: Record) -> str:
-    """A vote over draws removes the defense's own noise. Noise explains the drop where it is at least
-    half of the way from the clean vote down to the robust mean."""
+    """Return the reason where the defense's own noise explains the drop of accuracy; empty otherwise.
+
+    A vote over draws removes the noise. Noise explains the drop where it makes up at least half of the way
+    from the clean vote down to the robust mean.
+    """
     if not record.randomised or record.resolved.draws < 2:
         return ""
     if record.cell.threat.epsilon == 0 or record.distances.get("largest_linf") == 0:
@@ -217,7 +223,7 @@ def _trace(record: Record) -> str:
     if not record.trace or record.transferred:
         return ""
     last = record.trace[-1]
-    # Half an attack that only just crosses the ball stops inside it: that says nothing of the whole.
+    # Half of an attack that only just crosses the ball ends inside it, which says nothing about the whole.
     across = 2 * record.cell.threat.epsilon
     halves = [
         point
@@ -225,7 +231,7 @@ def _trace(record: Record) -> str:
         if point.step <= last.step / 2 and point.step * _step_size(record) >= across
     ]
     if not halves or last.accuracy <= _half_width(record):
-        return ""  # what is left to lose is within the interval
+        return ""  # the accuracy left to lose is within the interval
     half = halves[-1]
     sure = half.fell > half.rose and mcnemar(half.fell, half.rose) < SIGNIFICANCE
     if half.accuracy - last.accuracy > SMALLEST and sure:
@@ -234,8 +240,10 @@ def _trace(record: Record) -> str:
 
 
 def _step_size(record: Record) -> float:
-    """The attack's step size; where it is left to the attack, that of two and a half radii in all; and
-    infinite where the attack has no such parameter."""
+    """Return the attack's step size, in pixel values; infinite where the attack has no such parameter.
+
+    Where it is left to the attack, all steps together are two and a half radii long.
+    """
     parameters = _parameters(record)
     size = parameters.get("step_size", float("inf"))
     if isinstance(size, int | float):
@@ -260,7 +268,7 @@ def _scaled(record: Record) -> str:
 
 
 def _versions(record: Record) -> int:
-    """Return how many fixed training versions of each image the defense keeps; 1 where it keeps none."""
+    """Return the number of fixed training versions of each image; 1 where the defense keeps none."""
     if record.cell.target.training.kind != "pure":
         return 1
     kept = record.resolved.target.defense.parameters.get("estimates")
@@ -271,7 +279,7 @@ def _versions(record: Record) -> int:
 
 
 def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """By key: each record's flags, its own and those that other records of its target raise."""
+    """Return each record's flags by its key: its own and those that other records of its target raise."""
     found = {record.key: dict(record.flags) for record in records}
     for record in records:  # records made before this flag was known lack it
         if reason := _outside(record):
@@ -291,7 +299,7 @@ def across(records: Sequence[Record]) -> dict[str, dict[str, str]]:
 
 
 def target_key(record: Record) -> str:
-    """The same for records of one trained model with one kind of randomness, on the same images."""
+    """Return a key that records share if they are of one trained model, one randomness, and one image set."""
     facts = record.resolved
     return keys.key([facts.target, facts.target_randomness, record.ids])
 
@@ -305,7 +313,7 @@ class _Doubt:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """`weaker` is flagged if `stronger` leaves significantly fewer images standing."""
+    """Two records of which `weaker` is flagged if `stronger` leaves significantly fewer images standing."""
 
     weaker: Record
     stronger: Record
@@ -324,14 +332,17 @@ def _judge(flag: str, pairs: Iterable[_Pair]) -> list[_Doubt]:
 
 
 def beaten(compared: Comparison, *, comparisons: int = 1) -> bool:
-    """Whether the first of two records leaves more images standing, beyond doubt and by an amount that
-    matters."""
+    """Return whether the first record leaves significantly more images standing, by more than `SMALLEST`.
+
+    Args:
+        comparisons: the number of comparisons among which this one is made (Bonferroni).
+    """
     certain = compared.more > compared.fewer and compared.p_value < SIGNIFICANCE / comparisons
     return compared.difference > SMALLEST and certain
 
 
 def _adaptive_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """A plain attack that spends no more passes is a fair yardstick of an adaptive one."""
+    """Yield pairs of an adaptive attack and a plain one that spends no more passes."""
     for adaptive in group:
         for plain in group:
             if (
@@ -346,7 +357,7 @@ def _adaptive_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _masked_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Signs of obfuscated gradients (Athalye et al. 2018, section 3.1)."""
+    """Yield pairs that reveal obfuscated gradients (Athalye et al. 2018, section 3.1)."""
     for white in group:
         if not _white_box(white) or white.cell.max_queries is not None:
             continue
@@ -366,7 +377,10 @@ def _masked_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _smaller_ball_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """Of one iterative attack. A single step may overshoot on a sound model, so it is left out."""
+    """Yield pairs of one iterative attack, in a larger ball and in a smaller one.
+
+    Attacks of a single step are left out, since they may overshoot on a sound model.
+    """
     for large in group:
         if not _white_box(large) or iterations(large) < MANY_STEPS:
             continue
@@ -379,7 +393,7 @@ def _smaller_ball_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _doubled_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
-    """The same attack with at least one of its budgets doubled and at least twice the passes."""
+    """Yield pairs of one attack, of which the second spends at least twice the passes."""
     for less in group:
         if not less.bounded or less.transferred or "steps" not in _parameters(less):
             continue
@@ -396,7 +410,7 @@ def _doubled_pairs(group: Sequence[Record]) -> Iterable[_Pair]:
 
 
 def _inherited(group: Sequence[Record]) -> Iterable[_Doubt]:
-    """An attack that does not reach chance where it must is in doubt at every epsilon."""
+    """Yield doubts about an attack at every epsilon, where it stays above chance in an unlimited ball."""
     for wide in group:
         if not (_unlimited(wide) and wide.robust.interval[0] > 1 / wide.classes):
             continue
@@ -418,7 +432,7 @@ def _white_box(record: Record) -> bool:
 
 
 def iterations(record: Record) -> int:
-    """Gradient steps: the parameter `steps`, else what was counted for each draw."""
+    """Return the number of gradient steps: the parameter `steps`, else the passes counted for each draw."""
     steps = _parameters(record).get("steps")
     if isinstance(steps, int):
         return steps
@@ -431,7 +445,7 @@ def _number(record: Record, name: str) -> int:
 
 
 def _passes(record: Record) -> int:
-    """Forward-backward passes that the attack may spend on an image."""
+    """Return the forward-backward passes that the attack may spend on an image."""
     return iterations(record) * _number(record, "eot") * _number(record, "restarts")
 
 
@@ -444,6 +458,6 @@ _BUDGETS = {"steps", "eot", "restarts", "step_size", "keep", "snapshot_steps", "
 
 
 def _family(record: Record) -> str:
-    """The same for attacks that differ only in how long they try."""
+    """Return a key that attacks share if they differ only in their budgets."""
     own = {name: value for name, value in _parameters(record).items() if name not in _BUDGETS}
     return keys.key([record.resolved.attack.name, own])

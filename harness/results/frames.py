@@ -1,4 +1,4 @@
-"""Records as pandas frames, files of frames, and curves for TensorBoard. Needs no torch, but for the last."""
+"""Turn records into pandas frames, files, and TensorBoard curves. Only the last needs torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(results: str | Path = "results/runs") -> pandas.DataFrame:
     if not (folder / "records").is_dir():
         raise HarnessError(f"no records in {folder}: `harness run` makes some")
     loaded = tables.load(Store(folder))
-    if loaded.damage:  # a frame has no place to say that rows are missing
+    if loaded.damage:  # a frame cannot show that rows are missing
         raise DamageError("; ".join(loaded.damage))
     return of_records(loaded.records, loaded.timings)
 

@@ -1,4 +1,4 @@
-"""Two cells on the same images, compared image by image. Plain Python: needs no torch."""
+"""Compare two cells on the same images, image by image. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from harness.results.statistics import mcnemar
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How much higher the first record's robust accuracy is than the second's."""
+    """The difference between the robust accuracies of two records, image by image."""
 
     difference: float
-    """Mean robust accuracy of the first minus that of the second, in [-1, 1]."""
+    """The mean robust accuracy of the first minus that of the second, in [-1, 1]."""
     more: int
     """Images that are right in a greater share of the scoring draws in the first record."""
     fewer: int
@@ -22,7 +22,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Return the two-sided p-value of the sign test on `more` against `fewer` (one draw each: McNemar).
+        """The two-sided p-value of the sign test of `more` against `fewer` (McNemar's for one draw each).
 
         If neither attack is the stronger, an image on which they differ is as likely to be in `more`
         as in `fewer`; images, not draws, are the independent units.
@@ -32,13 +32,18 @@ class Comparison:
 
 @functools.lru_cache(maxsize=4096)
 def right_counts(outcomes: tuple[str, ...], count: int) -> tuple[int, ...]:
-    """Return (n,) in how many draws each image was right, from packed outcomes, one text a draw."""
+    """Return the (n,) number of draws in which each image was right.
+
+    Args:
+        outcomes: one text of packed outcomes for each draw.
+        count: the number of images n.
+    """
     rows = [unpack(row, count) for row in outcomes]
     return tuple(sum(column) for column in zip(*rows, strict=True))
 
 
 def shares(outcomes: tuple[str, ...], count: int) -> list[float]:
-    """Return (n,) the share of the draws in which each image was right, from packed outcomes."""
+    """Return the (n,) share of draws in which each image was right, from packed outcomes as above."""
     return [right / len(outcomes) for right in right_counts(outcomes, count)]
 
 

@@ -1,4 +1,4 @@
-"""Where and with what a record was made."""
+"""State the commit, library versions and device with which a record was made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import harness
 
 @functools.cache
 def commit() -> str:
-    """Return the commit of the harness's own checkout, with `+` where files differ from it; `installed` for a
-    wheel."""
+    """Return the commit of the harness's checkout, with `+` where files differ; `installed` for a wheel."""
     folder = Path(__file__).parent
     try:
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
@@ -46,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def made(device: str, threads: int) -> dict[str, str]:
-    """Return what a record states of its making."""
+    """Return the provenance that a record states: commit, device, threads and versions."""
     import torch
 
     name = device

@@ -1,4 +1,4 @@
-"""Records: what was found for a cell, as plain data. Needs no torch."""
+"""Records: the results of cells, as plain data. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness.types import Access
 
 
 def pack(bits: Sequence[bool]) -> str:
-    """Return outcomes as text: base64 of one bit each, first image in the highest bit."""
+    """Return outcomes as text: base64 of one bit each, with the first image in the highest bit."""
     import numpy as np
 
     return base64.b64encode(np.packbits(np.asarray(bits, dtype=bool)).tobytes()).decode()
 
 
 def unpack(text: str, count: int) -> list[bool]:
-    """Return the inverse of `pack` for `count` outcomes.
+    """Return `count` outcomes from the text that `pack` made of them.
 
     Raises:
         ValueError: the text holds fewer.
@@ -39,41 +39,44 @@ class Accuracy:
     """Four ways to count K scoring draws of n images, each a share in [0, 1]."""
 
     one_draw: float
-    """Under the first draw alone: the paper's number."""
+    """The share that is right under the first draw alone, which is the number in the paper."""
     mean: float
-    """Mean over all draws."""
+    """The mean over all draws."""
     vote: float
-    """The true label is predicted more often than any other."""
+    """The share whose true label is predicted more often than any other."""
     all_draws: float
-    """Right in every draw."""
+    """The share that is right in every draw."""
     count: int
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return 95 % Wilson interval of `mean`, images taken as the independent units."""
+        """The 95 % Wilson interval of `mean`, with images as the independent units."""
         return wilson(self.mean * self.count, self.count)
 
 
 TRACE_DRAWS = 5
-"""Draws by which an iterate of the trace is scored on a randomised defense."""
+"""The number of draws on which an iterate of the trace is scored, for a randomised defense."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TracePoint:
-    """Robust accuracy had the attack stopped after so many steps."""
+    """The robust accuracy if the attack had stopped after `step` steps."""
 
     step: int
     accuracy: float
     fell: int = 0
-    """Images that the end of the attack left right in fewer of the trace's draws than this step."""
+    """The number of images that are right in fewer of the trace's draws at the end than at this step."""
     rose: int = 0
-    """Images that it left right in more of them."""
+    """The number of images that are right in more of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was found for a cell. The same cell on the same machine gives the same record, bit for bit:
-    durations stand in a timing beside it."""
+    """The result of a cell.
+
+    The same cell on the same machine gives the same record, bit for bit; durations are kept apart, in a
+    timing.
+    """
 
     key: str
     cell: Cell
@@ -82,54 +85,54 @@ class Record:
     classes: int
     count: int
     ids: str
-    """Digest of the sample ids, in order: two records with the same one can be compared image by image."""
+    """The digest of the sample ids, in order. Two records with the same digest can be compared by image."""
     clean: Accuracy
     robust: Accuracy
     returned: Accuracy
     """Robust accuracy with the images as returned, outside the ball or not."""
     clean_outcomes: tuple[str, ...]
-    """For each draw, packed: right on the original image."""
+    """For each draw, packed: whether the prediction on the original image is right."""
     robust_outcomes: tuple[str, ...]
     clean_votes: str = ""
-    """Packed: the true label is predicted more often than any other, on the original image."""
+    """Packed: whether the true label is predicted more often than any other on the original image."""
     robust_votes: str = ""
     access: Access = "gradients"
-    """What the attack asked for, of the victim or of its source."""
+    """The access that the attack has to the victim, or to its source."""
     adaptive: bool = False
     bounded: bool = True
     transferred: bool = False
-    """Whether the images were made on another model."""
+    """True where the images were made on another model."""
     randomised: bool = False
-    """Whether two looks at one image may differ."""
+    """True where two queries of one image may be answered differently."""
     images: str = ""
-    """Digest of the attacked images as they are stored, in order."""
+    """The digest of the attacked images as they are stored, in order."""
     fooled_on_the_way: float
-    """Share of images that were fooled inside the ball at some query, whatever was returned."""
+    """The share of images that were fooled inside the ball at some query, whatever was returned."""
     fooled_outcomes: str
     fooled_once_a_step: float | None = None
-    """Share of images that were fooled inside the ball at some step, looking at the first draw of each
-    alone, as Tramer et al. 2020 do; None in records that did not count it."""
+    """The share of images that were fooled inside the ball at some step, judged by the step's first draw
+    alone (as Tramer et al. 2020 do); None in records that did not count it."""
     trace: tuple[TracePoint, ...] = ()
     distances: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Median and largest L-infinity and L2 distances."""
+    """The median and the largest L-infinity and L2 distances."""
     passes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Mean forwards and backwards for each image; the share of backwards, and of probed pixels, without a
-    gradient."""
+    """The mean forwards and backwards of an image, and the shares of backwards and of probed pixels that
+    had no gradient."""
     looks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Images, most of batch one, that the judge asked about again (`asked`, and `replayed` of an attack's
-    questions), and how many were answered otherwise: `alone`, `later`, `gradients`, `attack`."""
+    """The number of images that the judge queried again, most of the first batch (`asked`, and `replayed` for
+    the attack's own queries), and of those answered differently: `alone`, `later`, `gradients`, `attack`."""
     invalid: tuple[int, ...] = ()
-    """Ids of images that broke the threat model and count as not attacked."""
+    """The ids of images that broke the threat model, which count as not attacked."""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Evidence flags with the reason of each."""
+    """The evidence flags, each with its reason."""
     notes: tuple[str, ...] = ()
     made: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Commit, library versions, device, threads."""
+    """The commit, library versions, device and number of threads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A cell that did not give a number, and why."""
+    """A cell that gave no number, with the reason."""
 
     key: str
     cell: Cell
@@ -139,10 +142,10 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long a cell took, over all the runs that worked on it."""
+    """The time that a cell took, over all the runs that worked on it."""
 
     key: str
     seconds: float
-    """Wall-clock time of attack and scoring."""
+    """The wall-clock time of attack and scoring."""
     images_per_second: float
     started: str

@@ -1,7 +1,7 @@
-"""What was run, with every default written out: the content that a record's key is the hash of.
+"""A cell with every default written out: a record's key is the hash of this content.
 
-Fields with a default are left out of the JSON where they hold it, so that a field added later leaves the
-keys of what was run before alone.
+A field that holds its default is left out of the JSON, so that a field added later does not change the keys
+of earlier runs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from harness.types import Randomness, ThreatModel
 
 
 class Plugin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A plugin as it was built."""
+    """A plugin with all its parameters, as it was built."""
 
     name: str
     parameters: Mapping[str, object]
     """Every field, defaults included, as JSON values; an attack inside it is resolved in the same way."""
     code: str
-    """Digest of the code that it runs."""
+    """The digest of the code that it runs."""
     kind: str = ""
-    """The class of an attack or a defense: two of one file share their code, not their key."""
+    """The class of an attack or a defense: two classes of one file share their code, but not their key."""
 
 
 class DatasetVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class ResolvedTarget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def key(self) -> str:
-        """Return the name of the checkpoint."""
+        """The name of the checkpoint."""
         return keys.key(self)
 
 
@@ -56,15 +56,15 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a cell's number depends on."""
 
     source: ResolvedTarget
-    """Where the images are made: the target itself, or the source of a transfer attack."""
+    """The model on which the images are made: the target itself, or the source of a transfer attack."""
     randomness: Randomness
-    """Of the source's defense."""
+    """The randomness of the source's defense."""
     attack: Plugin
     threat: ThreatModel
     test: str
-    """Digest of the test images and labels."""
+    """The digest of the test images and labels."""
     limit: int
-    """How many of them are attacked."""
+    """The number of test images that are attacked."""
     max_queries: int | None
     target: ResolvedTarget
     target_randomness: Randomness
@@ -72,12 +72,12 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Return the name of the record."""
+        """The name of the record."""
         return keys.key(self)
 
     @property
     def generation_key(self) -> str:
-        """Return the name of the attacked images, which cells that score them differently share."""
+        """The name of the attacked images, which is shared by cells that score them differently."""
         return keys.key({name: getattr(self, name) for name in _GENERATION})
 
 

@@ -1,4 +1,4 @@
-"""How sure a proportion is. Needs no torch: tables are made without it."""
+"""Intervals and tests for proportions. Needs no torch, so that tables can be made without it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ Z_95 = 1.959963984540054
 
 
 def wilson(successes: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927). `successes` may be a mean over draws of each of
-    `count` independent images: the interval is then wider than needed, never narrower. (SciPy's
-    `binomtest` takes whole numbers alone.)
+    """Return the 95 % interval (low, high) of a proportion (Wilson 1927); (0, 1) where `count` is 0.
 
-    (0, 1) where there is no image.
+    `successes` may be the sum over `count` independent images of a mean over draws: the interval is then
+    wider than needed, never narrower. (SciPy's `binomtest` takes whole numbers only.)
     """
     if count == 0:
         return 0.0, 1.0
@@ -32,7 +31,7 @@ def in_percent(share: float, interval: tuple[float, float]) -> str:
 
 
 def fisher(first: int, first_count: int, second: int, second_count: int) -> float:
-    """Return the two-sided p-value of Fisher's exact test (1922) on two shares of successes."""
+    """Return the two-sided p-value of Fisher's exact test (1922) that two shares of successes are equal."""
     from scipy.stats import fisher_exact  # takes half a second to import
 
     counts = [[first, first_count - first], [second, second_count - second]]
@@ -40,8 +39,11 @@ def fisher(first: int, first_count: int, second: int, second_count: int) -> floa
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test (1947): `only_first` images are right in the first
-    cell alone, `only_second` in the second alone. 1 where the cells agree on every image."""
+    """Return the exact two-sided p-value of McNemar's test (1947); 1 where two cells agree on every image.
+
+    Args:
+        only_first, only_second: the number of images that are right in the first or second cell alone.
+    """
     from scipy.special import bdtr  # takes a third of a second to import
 
     count = only_first + only_second

@@ -1,4 +1,4 @@
-"""`harness status`: how far the runs on a results folder are. Needs no torch."""
+"""`harness status`: show how far the runs on a results folder are. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.types import DamageError, HarnessError
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """One cell: `done`, `running`, `failed` or `left`, and what is to be said of it."""
+    """The state of one cell: `done`, `running`, `failed` or `left`, with a note."""
 
     cell: Planned
     kind: str
@@ -26,7 +26,7 @@ class State:
 
 
 def holdings(store: Store) -> list[Holding]:
-    """Return the leases of the folder, and of a cache elsewhere."""
+    """Return the leases in the results folder and in the cache, if that is another folder."""
     return [
         holding
         for folder in sorted({store.results, store.cache})
@@ -35,7 +35,7 @@ def holdings(store: Store) -> list[Holding]:
 
 
 def state(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
-    """Return where one cell stands; a damaged file of it is named in the note."""
+    """Return the state of one cell; a damaged file of it is named in the note."""
     try:
         return _stored(cell, store) or _unfinished(cell, store, alive)
     except DamagedFile as error:
@@ -77,17 +77,20 @@ def _unfinished(cell: Planned, store: Store, alive: Sequence[Holding]) -> State:
 
 
 def images_done(folder: Path) -> int:
-    """Return how many images of an attack are kept: the files' names say it."""
+    """Return the number of stored images of an attack, read from the names of the files."""
     counts = (path.stem.partition("-")[2] for path in files(folder, ".safetensors"))
     return sum(int(count) for count in counts if count.isdecimal())
 
 
 def lines(store: Store) -> list[str]:
-    """Return what `harness status` prints: a line a run, and a line a cell of the newest and of those not
-    complete; before them a line for each file that is damaged.
+    """Return the lines that `harness status` prints.
+
+    There is a line for each damaged file, then a line for each run, followed by a line for each cell of the
+    newest run and of those that are not complete.
 
     Raises:
-        HarnessError: no run was ever started on this folder. DamageError: no file says which.
+        HarnessError: no run was ever started on this folder.
+        DamageError: every file that describes a run is damaged.
     """
     matrices, damage = store.read_all(FOLDER, Matrix)
     known = sorted(matrices.values(), key=lambda each: each.started)
@@ -101,7 +104,9 @@ def lines(store: Store) -> list[str]:
         states = [state(cell, store, alive) for cell in each.cells]
         told = _lines(each, states, len({str(holding.owner) for holding in alive}))
         settled = each is not known[-1] and all(one.kind == "done" for one in states)
-        found += told[:1] if settled else told  # an older run that is complete: its line
+        found += (
+            told[:1] if settled else told
+        )  # of an older run that is complete, only its own line
     return found
 
 

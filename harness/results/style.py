@@ -1,6 +1,6 @@
-"""Give every figure of the project one look, and write it so that the same data gives the same bytes.
+"""Give every figure of the project one style, and write it so that the same data gives the same bytes.
 
-No dates, no random ids. Needs no torch.
+Files hold no dates and no random ids. Needs no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import matplotlib
 from harness.results.tables import guarded
 from harness.storage import store
 
-# Okabe and Ito's palette, told apart with every common colour blindness; markers repeat what colours say.
+# Okabe and Ito's palette, safe for common kinds of colour blindness; markers repeat what colours say.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#B8A800", "#0072B2", "#D55E00", "#CC79A7"
 GREY, DARK = "#666666", "#555555"
@@ -42,7 +42,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Hold a figure and the rows behind it."""
+    """A figure with the rows of data that it shows."""
 
     figure: Any
     header: tuple[str, ...]
@@ -56,13 +56,13 @@ def applied() -> contextlib.AbstractContextManager[None]:
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function that draws, so that it does so in the project's style."""
+    """Decorate a function so that it draws in the project's style."""
     decorated: Callable[..., Any] = matplotlib.rc_context(_SETTINGS)(draw)
     return decorated
 
 
 def encoded(figure: Any, form: Literal["svg", "png"]) -> bytes:
-    """Return a figure's bytes, which are the same whenever it is drawn from the same data."""
+    """Return a figure's bytes, which are the same each time that it is drawn from the same data."""
     options: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
     if form == "png":
         options = {"dpi": 150, "metadata": {"Software": None}}

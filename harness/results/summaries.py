@@ -1,4 +1,4 @@
-"""What several records say together: flags, the worst case, and the spread. Needs no torch."""
+"""Combine several records: their flags, worst cases, and spread over seeds. Needs no torch."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def flagged(
 
 
 def all_flags(results: Iterable[Record | Failure]) -> set[str]:
-    """Return every flag that some record has."""
+    """Return every flag that at least one record has."""
     return {flag for result in results if isinstance(result, Record) for flag in result.flags}
 
 
 def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
-    """Return a line for each target and ball that met several attacks."""
+    """Return a line with the worst case of each target and ball that several attacks were run on."""
     records = [result for result in results if isinstance(result, Record)]
     lines = []
     for (_, threat), group in worst_case.groups(list({r.key: r for r in records}.values())).items():
@@ -57,14 +57,14 @@ def worst_lines(results: Sequence[Record | Failure]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread:
-    """One cell under several seeds."""
+    """The results of one cell under several seeds."""
 
     values: tuple[float, ...]
-    """Mean robust accuracy of each trained model."""
+    """The mean robust accuracy of each trained model."""
     between_models: float
-    """Standard deviation of `values`, with n - 1."""
+    """The standard deviation of `values`, with n - 1."""
     between_draws: float
-    """Standard deviation of the accuracy under one scoring draw, root mean square over the models."""
+    """The standard deviation of the accuracy over scoring draws, as root mean square over the models."""
 
     @property
     def mean(self) -> float:
@@ -98,7 +98,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
-    """Return a line for each cell that was run with several seeds."""
+    """Return a line with the spread of each cell that was run with several seeds."""
     groups: dict[str, dict[int, Record]] = {}
     for result in results:
         if isinstance(result, Record):
@@ -122,7 +122,7 @@ def spread_lines(results: Sequence[Record | Failure]) -> list[str]:
 
 
 def worst_cases(records: Sequence[Record]) -> Mapping[str, worst_case.Worst]:
-    """Return for each record of a group of several attacks, by its key, the worst case."""
+    """Return the worst case of each record's group, by key; records alone in their group are left out."""
     found = {}
     for group in worst_case.groups(records).values():
         if len(group) > 1 and group[0].count and len({len(r.robust_outcomes) for r in group}) == 1:

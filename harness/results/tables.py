@@ -1,4 +1,4 @@
-"""Records -> Markdown and CSV. Needs no torch."""
+"""Write records as Markdown and CSV tables. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN = "–"
 MARKS = "*†‡§¶‖#^~"
 _WORST = "worst case"
 _COLUMNS = 6
-"""A table with more attacks than these takes a line for each."""
+"""The most attacks that become columns; with more, a table has a line for each."""
 
 
 def percent(share: float) -> str:
@@ -25,31 +25,31 @@ def percent(share: float) -> str:
 
 
 def counted(record: Record) -> Accuracy:
-    """Return the accuracy that is the attack's result: as returned, where most images left the ball."""
+    """Return the attack's result: accuracy in the ball, or as returned where most images left the ball."""
     return record.returned if flags.OUTSIDE in record.flags else record.robust
 
 
 def with_interval(record: Record) -> str:
-    """Return the accuracy that counts as `41.2 [38.2, 44.3]`, in percent."""
+    """Return the attack's result in percent with its interval, as `41.2 [38.2, 44.3]`."""
     found = counted(record)
     return in_percent(found.mean, found.interval)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """All that a results folder holds."""
+    """The content of a results folder."""
 
     records: list[Record]
     failures: list[Failure]
     timings: Mapping[str, Timing]
     damage: tuple[str, ...] = ()
-    """A line for each file that was left out because it is damaged, or none of the store's."""
+    """A line for each file that was left out because it is damaged, or is no file of the store."""
 
 
 def load(store: Store) -> Loaded:
     """Return every record, failure and timing, in the order of their keys.
 
-    Files that are damaged, or none of the store's, are named in `damage` and left out.
+    Files that are damaged, or are none of the store's, are named in `damage` and left out.
 
     Raises:
         StoreError: a folder cannot be read.
@@ -72,14 +72,14 @@ class Grid:
     """Robust accuracies: a row for each trained defense, a column for each attack."""
 
     rows: Mapping[tuple[str, ...], Mapping[str, str]]
-    """By what `_row` says of a row: its cells by their columns."""
+    """The entries of each row by column; a row is named by `_row`."""
     clean: Mapping[tuple[str, ...], str]
     notes: Sequence[str]
-    """What marks and failures mean."""
+    """Explanations of marks and failures."""
 
 
 def grid(loaded: Loaded) -> Grid:
-    """Put every record and failure in its place."""
+    """Return the grid with every record and failure in its place."""
     marks: dict[str, str] = {}
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     clean: dict[tuple[str, ...], str] = {}
@@ -98,8 +98,8 @@ def grid(loaded: Loaded) -> Grid:
             reasons.setdefault(f"{failure.kind}: {failure.reason}", []).append(
                 f"{failure.cell.attack} on {failure.cell.target.label}, {row[0]}"
             )
-    # Last, to stand behind the attacks. Models of one description, trained by different versions of the
-    # code, share a row and have a worst case each: the row shows the lowest.
+    # The worst case comes last, behind the attacks. Models of one description that different versions of
+    # the code trained share a row and have a worst case each: the row shows the lowest.
     attacked = [record for record in loaded.records if record.key in worst]
     for record in sorted(attacked, key=lambda each: -worst[each.key].mean):
         threat, case = record.cell.threat, worst[record.key]
@@ -136,11 +136,13 @@ def _column(item: Record | Failure) -> str:
 
 
 def markdown(loaded: Loaded) -> str:
-    """Return a table a dataset, flags and failures explained below: a column for each attack, or a line for
-    each where they are many."""
+    """Return a table for each dataset, with flags and failures explained below it.
+
+    It has a column for each attack, or a line for each attack where they are many.
+    """
     found = grid(loaded)
     if not found.rows:
-        return "No records here yet.\n"
+        return "" if loaded.damage else "No records here yet.\n"
     blocks = []
     for dataset in dict.fromkeys(row[0] for row in found.rows):
         rows = {row: cells for row, cells in found.rows.items() if row[0] == dataset}
@@ -171,7 +173,7 @@ def markdown(loaded: Loaded) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return a GitHub table, aligned to be read as text too; what a cell holds cannot break it."""
+    """Return a GitHub table, aligned to be readable as plain text; no content of a cell can break it."""
     from tabulate import tabulate
 
     heading, *cells = [[escape_markdown(cell) for cell in row] for row in (header, *body)]
@@ -179,7 +181,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def csv(loaded: Loaded) -> str:
-    """Return one line a record, every number in full."""
+    """Return the records as CSV: one line for each record, every number in full."""
     import pandas
 
     rows = [flat(record, loaded.timings.get(record.key)) for record in loaded.records]
@@ -233,12 +235,12 @@ def guarded(text: str) -> str:
 _MARKUP = re.compile(
     r"[\\|`]|(?<=\])(?=[(\[:])|(?<=!)(?=\[)|(?<![^\W_])_|_(?![^\W_])|~(?=~)|^(?=[#>+-] )"
 )
-"""What Markdown could read as more than text: an escape belongs before it. Underscores inside a word do
-nothing, and brackets alone make no link, so intervals and names of parameters stay readable."""
+"""The places that need an escape because Markdown would read markup there. Underscores inside a word and
+brackets alone are no markup, so that intervals and names of parameters stay readable."""
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text that Markdown shows as it stands: no markup, no HTML, no other line or column."""
+    """Return text escaped so that Markdown shows it literally: no markup, no HTML, no new line or column."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     plain = _MARKUP.sub(lambda found: f"\\{found[0]}", plain)
     if plain.count("*") > 1:  # a single one marks a flag
@@ -248,7 +250,7 @@ def escape_markdown(text: str) -> str:
 
 
 def summary(results: Sequence[Record | Failure], timings: Mapping[str, Timing | None]) -> str:
-    """What `harness run` ends with: one line a cell."""
+    """Return the table that `harness run` ends with: one line for each cell."""
     header = ["defense", "attack", "n", "clean (ε = 0)", "robust", "95 % interval", "one draw"]
     header += ["vote", "seconds", "images/s", "flags"]
     seeds = {result.cell.target.seed for result in results}

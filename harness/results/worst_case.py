@@ -14,27 +14,27 @@ from harness.types import ThreatModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Worst:
-    """Hold what several attacks on one target leave together."""
+    """The robust accuracy that several attacks on one target leave together."""
 
     count: int
     mean: float
-    """Robust accuracy if each image meets its worst attack, mean over the scoring draws. The attack is
-    chosen by one half of the draws and scored by the other, so that luck in scoring is no success. Never
-    more than the strongest attack leaves alone: to use it on every image is a choice too."""
+    """The robust accuracy if each image meets its worst attack, mean over the scoring draws. One half of the
+    draws chooses the attack and the other half scores it, so that luck in scoring is no success. It never
+    exceeds what the strongest attack alone leaves, since using that one on every image is a choice too."""
     vote: float
-    """Images whose vote stands under every attack."""
+    """The share of images whose vote is right under every attack."""
     attacks: tuple[str, ...]
     alone: Mapping[str, int]
-    """By attack: images that stand, by vote, under every other attack."""
+    """For each attack, the number of images that only this attack fools, by vote."""
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of `mean`."""
+        """The 95 % Wilson interval of `mean`."""
         return wilson(self.mean * self.count, self.count)
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, ThreatModel], list[Record]]:
-    """Return the records whose outcomes may be joined: of one target, one set of images and one ball."""
+    """Return the records grouped by target, images and ball: only within a group may outcomes be joined."""
     found: dict[tuple[str, ThreatModel], list[Record]] = {}
     for record in records:
         place = (flags.target_key(record), record.cell.threat)
@@ -73,7 +73,7 @@ def worst_case(records: Sequence[Record]) -> Worst:
 
 
 def vote_outcomes(record: Record) -> list[bool]:
-    """Return, image by image, whether the vote is right; a strict majority in records that lack votes."""
+    """Return whether the vote is right on each image; in records without votes, by a strict majority."""
     if record.robust_votes:
         return unpack(record.robust_votes, record.count)
     rows = [unpack(row, record.count) for row in record.robust_outcomes]
@@ -83,8 +83,8 @@ def vote_outcomes(record: Record) -> list[bool]:
 def _split_minimum(rows: Sequence[Sequence[Sequence[bool]]], image: int) -> float:
     """Return the share of draws in which one image is right under the attack that is its worst.
 
-    `rows[attack][draw][image]`. With one draw it is the plain minimum. With more, the even draws choose
-    for the odd ones and the odd for the even; attacks that tie count alike.
+    With one draw it is the plain minimum. With more, the even draws choose the attack for the odd ones, and
+    the odd for the even; attacks that tie count equally. The outcomes are `rows[attack][draw][image]`.
     """
     outcomes = [[draw[image] for draw in attack] for attack in rows]
     draws = len(outcomes[0])

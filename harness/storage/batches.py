@@ -30,9 +30,9 @@ def batches(
 
     Args:
         folder: named by the key of the images, which every file in it states.
-        done: (N,) bool, by position in the dataset. Who takes a batch marks its positions here.
-        mend: is handed what is damaged, or holds anything but images of this folder.
-        known: names of files that were read before.
+        done: (N,) bool, by position in the dataset. The caller marks the positions of each batch it takes.
+        mend: called with the error for each file that is damaged or holds no images of this folder.
+        known: the names of files that were read before.
 
     Raises:
         StoreError: the folder or a file cannot be read.

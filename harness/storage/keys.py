@@ -39,8 +39,8 @@ def code_version(make: Callable[..., Any]) -> str:
     language). Python's own modules, installed packages other than the plugin's own and the engine are
     left out: a record states their versions, and `ENGINE_VERSION` stands for the engine.
 
-    Comments, docstrings and layout do not count: the syntax tree is what is hashed. Nor does where a
-    module lies: of an import only the other names that it gives count.
+    The syntax tree is hashed, so comments, docstrings and layout do not count. Nor does the place of a
+    module: an import counts only where it gives a name another name.
     """
     target = getattr(make, "make", make)
     module = getattr(target, "__module__", type(target).__module__)
@@ -71,7 +71,7 @@ def _other_files(closure: set[Path]) -> list[str]:
 
 @functools.cache
 def _tree(path: Path) -> str:
-    """Return the syntax tree of a file as text, without what does not count."""
+    """Return the syntax tree of a file as text, without docstrings and the places of imported modules."""
     tree = _WithoutPlaces().visit(ast.parse(path.read_text(encoding="utf-8")))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -80,7 +80,7 @@ def _tree(path: Path) -> str:
 
 
 class _WithoutPlaces(ast.NodeTransformer):
-    """Leave of an import only `name as other`: moving a module is no change of what it computes."""
+    """Replaces each import by its `name as other` alone, so that moving a module changes no key."""
 
     def _renamed(self, node: ast.Import | ast.ImportFrom) -> ast.AST:
         kept = [
@@ -163,8 +163,8 @@ def _beside(path: Path, name: str) -> set[Path]:
 def _origin(name: str, importer: Path) -> Path | None:
     """Return the file of a module by its full name; None where it does not count, or is no module.
 
-    What counts are the project's plugins, the user's own modules, and of an installed package the modules
-    that it imports of itself.
+    These count: the project's plugins, the user's own modules, and, for a plugin from an installed package,
+    the modules of that package.
     """
     top = name.partition(".")[0]
     if top == "harness":

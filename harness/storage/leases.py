@@ -1,13 +1,13 @@
-"""Who works on what: leases in a shared folder, without locks.
+"""Divide work among processes by leases in a shared folder, without locks.
 
-A lease is a file NAME.N.lease, made with O_EXCL, which one of several contenders alone can do, on a
-network file system too. Its owner touches it as long as it lives; one that was not touched for
-`expiry` seconds is dead, and who wants the work takes number N + 1, which again one alone can do.
-Ages are differences of two times that the file server gave, so the clocks of the machines need not
-agree. On the owner's own machine a dead process is seen at once.
+A lease is a file NAME.N.lease, created with O_EXCL, which succeeds for only one of several contenders, on
+a network file system too. Its owner touches it as long as it lives. A lease that was not touched for
+`expiry` seconds is dead: another process takes the work by creating number N + 1, which again succeeds for
+only one. Ages are differences of two times of the file server, so the clocks of the machines need not
+agree. On the owner's own machine a dead process is detected at once.
 
-Leases save work; nothing rests on them. Every file of the store is written whole and is a function of
-its name, so two owners of one lease (a machine that slept and woke) write the same thing twice.
+Leases only save work; correctness does not depend on them. Every file of the store is written whole and is
+a function of its name, so two owners of one lease (after a machine slept and woke) write the same file twice.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ SUFFIX = ".lease"
 
 
 class Busy(Exception):
-    """Another run is at it: come back later."""
+    """Another run holds the lease; the work may be looked at again later."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a lease. `machine` is empty where processes cannot be told apart from outside."""
+    """The process that holds a lease.
+
+    `machine` is empty where the system cannot tell whether a process is alive.
+    """
 
     host: str = "unknown"
     machine: str = ""
@@ -52,17 +55,17 @@ class Owner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Holding:
-    """A lease as somebody else sees it."""
+    """A lease as seen by another process."""
 
     name: str
     owner: Owner
     age: float
-    """Seconds since its owner touched it."""
+    """Seconds since the owner touched the lease."""
     alive: bool
 
 
 class Lease:
-    """Work that is ours until it is released, or lost by not being touched."""
+    """A lease that this process holds until it is released, or lost because it was not touched."""
 
     def __init__(self, leases: Leases, name: str, path: Path) -> None:
         self._leases = leases
@@ -88,7 +91,7 @@ class Lease:
 
 
 class Leases:
-    """The leases in one folder. One object serves a process."""
+    """The leases in one folder. A process needs one object for each folder."""
 
     def __init__(self, folder: Path, *, expiry: float = EXPIRY) -> None:
         self.folder = folder
@@ -122,7 +125,7 @@ class Leases:
                 _create(path, dataclasses.replace(_myself(), note=note))
             except FileExistsError:
                 return None
-            # A contender that had looked earlier may have chosen another number: then both go back.
+            # A contender that looked earlier may have chosen another number: then both give up for now.
             if self._numbers(name) - dead - {number}:
                 path.unlink(missing_ok=True)
                 time.sleep(random.uniform(0.01, 0.1))
@@ -143,7 +146,7 @@ class Leases:
         return [self._look(path) for path in files(self.folder, SUFFIX)]
 
     def sweep(self) -> None:
-        """Take away what dead owners left behind."""
+        """Delete the leases of dead owners."""
         with contextlib.suppress(OSError, StoreError):
             for path in files(self.folder, SUFFIX):
                 if not self._look(path).alive:
@@ -224,7 +227,7 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _parse(content: bytes) -> Owner:
-    """Return the owner that a lease names; an unknown one where it was written by half."""
+    """Return the owner that a lease names; an unknown one where the file is incomplete."""
     try:
         return msgspec.json.decode(content, type=Owner)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -242,7 +245,7 @@ def _myself() -> Owner:
 
 
 def _machine() -> str:
-    """Return this boot of this machine and this process namespace; empty where the system does not tell."""
+    """Return an id of this machine's boot and process namespace; empty where the system tells none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -251,7 +254,7 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str:
-    """Return when a process of this machine started; empty where there is none (or it waits to be reaped)."""
+    """Return the start time of a process of this machine; empty where it is gone, or waits to be reaped."""
     try:
         words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run does as JSON lines, for machines to read: nothing unless `--log FILE` asks for it.
+"""Write the events of a run as JSON lines, for other programs to read, where `--log FILE` asks for it.
 
 Each line has `time` (UTC), `event`, `process` (host:id), and where they are known `cell` (the key of
 its record), `batch`, `seconds` and `message`. Several processes may append to one file.
@@ -22,7 +22,7 @@ from harness.storage.store import unwritable
 _sink: Callable[[str], object] | None = None
 _noted: dict[tuple[str | None, str, str], float] = {}
 EVERY = 60.0
-"""Seconds between two notes of one and the same waiting."""
+"""The least seconds between two notes of the same repeated event."""
 _cell: contextvars.ContextVar[str | None] = contextvars.ContextVar("cell", default=None)
 
 
@@ -56,7 +56,7 @@ def now_and_then(name: str, message: str = "") -> None:
 
 @contextlib.contextmanager
 def about(cell: str) -> Iterator[None]:
-    """Note all events of the block as about this cell."""
+    """Attach this cell to all events of the block."""
     token = _cell.set(cell)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Progress on everything longer than two seconds: bars on a terminal, plain lines elsewhere."""
+"""Show the progress of everything longer than two seconds: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TextIO
 
 
 class Task(Protocol):
-    """One thing under way."""
+    """A piece of work whose progress is shown."""
 
     def advance(self, amount: float, note: str = "") -> None: ...
     def __enter__(self) -> Task: ...
@@ -17,7 +17,7 @@ class Task(Protocol):
 
 
 class Reporter(Protocol):
-    """Where a run tells what it does."""
+    """The receiver of a run's progress and messages."""
 
     def task(self, title: str, total: float) -> Task: ...
     def say(self, line: str) -> None: ...
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 class _Timed:
-    """Shared by both kinds: silent for the first two seconds, then at most one line an interval."""
+    """A task shown as plain lines: none in the first two seconds, then at most one in each interval."""
 
     def __init__(self, title: str, total: float, stream: TextIO, interval: float) -> None:
         self.title, self.total, self.stream, self.interval = (
@@ -82,7 +82,7 @@ class _Timed:
 
 
 class Lines:
-    """Plain lines, every ten seconds."""
+    """A reporter of plain lines, by default every ten seconds."""
 
     def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
         self.stream = stream or sys.stderr
@@ -96,7 +96,7 @@ class Lines:
 
 
 class Silent:
-    """Nothing at all."""
+    """A reporter that shows nothing."""
 
     def task(self, title: str, total: float) -> Task:
         return _Bare()
@@ -117,7 +117,7 @@ class _Bare:
 
 
 class Bars:
-    """rich's progress bars with an estimate of the time left."""
+    """A reporter of progress bars (by rich), with an estimate of the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -161,7 +161,7 @@ class _Bar:
 
 
 def reporter(*, quiet: bool = False) -> Reporter:
-    """Return bars where a person watches, lines where a log is kept."""
+    """Return the reporter for this process: bars on a terminal, lines elsewhere, nothing where quiet."""
     if quiet:
         return Silent()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -1,9 +1,9 @@
-"""A store that also lies on an object store, so that machines without a shared folder can share work.
+"""A store with a copy on an object store, so that machines without a shared folder can share work.
 
-Work happens in the results folder. What is finished is published as a whole object after it was written,
-and fetched when a path of it is asked for and the folder does not have it. An object store has neither
-leases nor renames, and none are needed: an object's content is a function of its name, so who is second
-to publish writes the same thing, and every file carries a checksum, which is checked on both ways.
+All work is done in the results folder. A finished file is published as a whole object, and fetched when its
+path is asked for and the folder lacks it. An object store has neither leases nor renames, and none are
+needed: an object's content is a function of its name, so a second publisher writes the same content. Every
+file carries a checksum, which is checked when it is published and when it is fetched.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from harness.storage.store import DAMAGED, TEMPORARY, Store, StoreError
 from harness.types import HarnessError
 
 EVERY = 60.0
-"""Seconds between two looks for what is new in the folder."""
+"""Seconds between two searches of the folder for new files."""
 _OWN = {"progress": "generation", "scores": "cell", "checkpoints": "key"}
-"""Where a safetensors file says to which name it belongs."""
+"""The metadata field of a safetensors file that states its name, by kind of file."""
 _WRONG = (store.DamagedFile, ValueError, KeyError, TypeError, AttributeError)
-"""What checking a damaged file raises."""
+"""The exceptions that checking a damaged file raises."""
 
 
 def opened(results: Path, cache: Path | None, url: str | None) -> Store:
-    """Return the store in a folder, and on an object store where a URL is given.
+    """Return the store in a folder, with a copy on an object store where a URL is given.
 
     Raises:
-        HarnessError: a URL that cannot be served, with what to install.
+        HarnessError: the URL cannot be used (with the package to install).
     """
     return Store(results, cache) if url is None else RemoteStore(results, cache, url)
 
 
 class RemoteStore(Store):
-    """A folder, and behind it `url`: s3://bucket/prefix, file:///shared/folder, or another of fsspec's."""
+    """A results folder with a copy at `url`: s3://bucket/prefix, file:///folder, or any that fsspec knows."""
 
     def __init__(self, results: Path, cache: Path | None, url: str) -> None:
         super().__init__(results, cache)
         self._url = url.rstrip("/")
         self._system, self._root = _connect(self._url)
-        # A put of an object store is whole or not at all; of a folder it is not.
+        # An object store puts a file whole or not at all; a folder does not.
         self._renames = "file" in self._system.protocol
         self._there: dict[str, set[str]] = {}
         self._states: dict[str, int] = {}
 
     @property
     def url(self) -> str:
-        """Return the address of the object store."""
+        """The address of the object store."""
         return self._url
 
     def prepare(self) -> None:
@@ -67,13 +67,13 @@ class RemoteStore(Store):
             self._system.rm_file(probe)
 
     def refresh(self) -> None:
-        """Forget what was there: others have published since."""
+        """Forget the listings of the object store, because others have published since."""
         self._there.clear()
 
-    # --- where things lie, fetched first ------------------------------------------------------------
+    # --- paths, fetched first -----------------------------------------------------------------------
 
     def fetch(self, path: Path) -> None:
-        """Bring a record with its timing, or a timing, if it is there and not here."""
+        """Fetch a JSON file, and the timing of a record, where the object store has it and the folder not."""
         wanted = {"records": ("records", "timings"), "timings": ("timings",)}
         for folder in wanted.get(path.parent.name, ()):
             if not self._fetch(self.results / folder / path.name):
@@ -104,8 +104,10 @@ class RemoteStore(Store):
         return folder
 
     def _fetch(self, path: Path) -> bool:
-        """Fetch a file if it is there and not here; return whether it is here now. A damaged object is named,
-        set aside, and not taken."""
+        """Fetch a file where the folder lacks it; return whether the folder has it now.
+
+        A damaged object is named, set aside, and not taken.
+        """
         folder = self._name(path.parent)
         if path.exists():
             return True
@@ -171,7 +173,9 @@ class RemoteStore(Store):
 
         def repeat() -> None:
             while not ended.wait(EVERY):
-                with contextlib.suppress(StoreError):  # a hiccup: what lasts is told at the end
+                with contextlib.suppress(
+                    StoreError
+                ):  # may pass: a lasting error is raised at the end
                     self.publish()
 
         thread = threading.Thread(target=repeat, daemon=True)
@@ -184,15 +188,15 @@ class RemoteStore(Store):
             self.publish()
 
     def publish(self) -> None:
-        """Put every finished file of the folder where it is missing.
+        """Publish every finished file of the folder that the object store lacks.
 
         Raises:
-            StoreError: it cannot be.
+            StoreError: a file cannot be published.
         """
         for batch in ("progress", "scores"):
             for folder in _folders(self.results / batch):
                 self._put_all(folder, ".safetensors")
-        # What a reader looks for first goes last.
+        # The files that readers look for first are published last.
         self._put_all(self.cache / "estimates", ".json")
         self._put_all(self.cache / "estimates", ".bytes")
         self._put_all(self.cache / "checkpoints", ".state")
@@ -203,7 +207,7 @@ class RemoteStore(Store):
             self._remove(f"scores/{path.stem}")  # they made the record
 
     def _put_all(self, folder: Path, suffix: str) -> list[Path]:
-        """Return the files that were new."""
+        """Publish the files of a folder that the object store lacks, and return them."""
         there = self._listing(self._name(folder))
         new = []
         for path in store.files(folder, suffix):
@@ -215,7 +219,7 @@ class RemoteStore(Store):
                 self._put(path, f"{self._root}/{self._name(folder)}/{path.name}")
             except FileNotFoundError:  # it has served: scores of a record, a state of weights
                 continue
-            except _WRONG:  # the run finds it, and says it
+            except _WRONG:  # the run finds and reports it
                 continue
             except StoreError:
                 if path.exists():
@@ -246,7 +250,7 @@ class RemoteStore(Store):
 
     @contextlib.contextmanager
     def _reaching(self, what: str, *, missing_ok: bool = False) -> Iterator[None]:
-        """Raise one kind of error for whatever a file system raises."""
+        """Raise StoreError for any error of the object store's file system."""
         try:
             yield
         except Exception as error:
@@ -267,7 +271,7 @@ def _connect(url: str) -> tuple[Any, str]:
             f"--store {url}: give a URL, such as s3://bucket/prefix or file:///folder"
         )
     try:
-        # Others write too: what was listed a while ago says nothing.
+        # Others write too, so an old listing may be wrong.
         system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         hint = "for S3: pip install 'robustness-harness[s3]'"

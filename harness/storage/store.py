@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, carry a checksum, and are never read when damaged.
+"""Store files that are written whole or not at all, carry a checksum, and are never read when damaged.
 
 records/KEY.json        what was found             timings/KEY.json     how long it took
 progress/KEY/*.safetensors   attacked batches      failures/KEY.json    why there is no number
@@ -31,7 +31,7 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged-"
 MARKER = ".harness-results"
-"""The file by which `harness clean` knows a folder that the store writes to."""
+"""The file that marks a folder of the store; `harness clean` deletes only in such folders."""
 _MARK = b"This folder is written by harness; `harness clean` deletes only in such folders.\n"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -54,12 +54,12 @@ class DamagedFile(DamageError):
 
 
 def damaged(path: Path, reason: object) -> DamagedFile:
-    """Return what to raise for a file that is not what was written."""
+    """Return the error to raise for a file that is not what was written."""
     return DamagedFile(path, reason)
 
 
 def set_aside(path: Path) -> Path:
-    """Move a damaged file out of the way, beside itself.
+    """Rename a damaged file within its folder, and return its new path.
 
     Raises:
         StoreError: it cannot be moved.
@@ -80,8 +80,8 @@ def set_aside(path: Path) -> Path:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a reader sees the old content or the new one.
 
-    Its folder is made, but not the one above: a results folder that vanished under way (a share that
-    was unmounted) is not silently made anew somewhere else.
+    Its folder is created, but not the one above it: a results folder that vanished during a run (a share
+    that was unmounted) is not silently created again on another disk.
 
     Raises:
         StoreError: the folder cannot be written, has vanished, or the disk is full.
@@ -104,7 +104,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and what is above it.
+    """Create a folder, and the folders above it.
 
     Raises:
         StoreError: it cannot be made.
@@ -128,7 +128,7 @@ def remove(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:
-    """Return what to raise for a file that cannot be written."""
+    """Return the error to raise for a file that cannot be written."""
     return StoreError(
         f"cannot write {path}: {_why(error)}. "
         "Free space there, or name another folder with --results"
@@ -154,7 +154,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return what to raise for a file or folder that cannot be read."""
+    """Return the error to raise for a file or folder that cannot be read."""
     return StoreError(f"cannot read {path}: {_why(error)}")
 
 
@@ -174,39 +174,39 @@ def files(folder: Path, suffix: str) -> list[Path]:
 
 
 class Store:
-    """The results folder, and beside it (or elsewhere) the cache of what can be made again."""
+    """The results folder, and the cache of files that can be made again (by default the same folder)."""
 
     def __init__(self, results: Path, cache: Path | None = None) -> None:
         self.results = results
         self.cache = cache or results
         self.noticed: Callable[[str], object] = lambda line: print(line, file=sys.stderr)
-        """Told of each damaged file that was not taken, a line each."""
+        """Called with a line for each damaged file that was not taken."""
         self._prepared = False
 
-    # --- what a store that also lies elsewhere does more --------------------------------------------
+    # --- for stores with a copy elsewhere to override -----------------------------------------------
 
     @property
     def url(self) -> str | None:
-        """Return the address under which the store also lies; None for a folder alone."""
+        """The address of the store's copy elsewhere; None for a folder alone."""
         return None
 
     def refresh(self) -> None:
-        """Forget what lay elsewhere: others have published since."""
+        """Forget the listings of the copy elsewhere, because others have published since."""
 
     def publishing(self) -> contextlib.AbstractContextManager[None]:
-        """Return a block in which, and at whose end, what is finished is published."""
+        """Return a context in which finished files are published from time to time, and at its end."""
         return contextlib.nullcontext()
 
     def fetch(self, path: Path) -> None:
-        """Bring a JSON file from where the store also lies, if it is there and not here."""
+        """Fetch a JSON file from the copy elsewhere, where the folder lacks it."""
 
     # --- preparing ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the folders, and find out now rather than after an hour that they cannot be written.
+        """Create the folders and test that they can be written, so that a run does not fail after an hour.
 
         Raises:
-            StoreError: one of them cannot be made or written.
+            StoreError: one of them cannot be created or written.
         """
         for folder in {self.results, self.cache}:
             make_folder(folder)
@@ -220,10 +220,10 @@ class Store:
     # --- JSON: records, timings, failures ---------------------------------------------------------
 
     def json_path(self, folder: str, name: str) -> Path:
-        """Return where a value lies, here; it need not be there.
+        """Return the path of a value in the results folder; the file need not exist.
 
         Raises:
-            HarnessError: a name that could lead out of the folder.
+            HarnessError: the name could lead out of the folder.
         """
         for part in (folder, name):
             if not _NAME.fullmatch(part):
@@ -233,7 +233,7 @@ class Store:
         return self.results / folder / f"{name}.json"
 
     def has(self, folder: str, name: str) -> bool:
-        """Return whether there is such a value, here or where the store also lies (then it is fetched)."""
+        """Return whether there is such a value; one that only the copy elsewhere has is fetched."""
         path = self.json_path(folder, name)
         self.fetch(path)
         return path.exists()
@@ -265,7 +265,7 @@ class Store:
         return value
 
     def read_spare(self, folder: str, name: str, kind: type[T]) -> T | None:
-        """Return as `read_json` does what its reader makes again at once: a damaged file is set aside."""
+        """Return as `read_json` a value that the caller can make again; a damaged file is set aside."""
         try:
             return self.read_json(folder, name, kind)
         except DamagedFile as error:
@@ -273,9 +273,9 @@ class Store:
             return None
 
     def read_all(self, folder: str, kind: type[T]) -> tuple[dict[str, T], list[str]]:
-        """Return every value of a folder by its name, and a line for each file that is none.
+        """Return every value of a folder by its name, and a line for each damaged or foreign file.
 
-        One damaged or foreign file hides no other.
+        Such a file does not keep the others from being read.
 
         Raises:
             StoreError: the folder cannot be read.
@@ -318,7 +318,7 @@ class Store:
 
 
 def render_json(value: Any) -> bytes:
-    """Return a value with the checksum of its canonical form."""
+    """Return the bytes of a JSON file of the store: a value and the checksum of its canonical form."""
     body = keys.canonical(value)
     digest = hashlib.sha256(body).hexdigest()
     return msgspec.json.format(b'{"sha256":"%b","value":%b}' % (digest.encode(), body)) + b"\n"
@@ -374,7 +374,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """Return the same safetensors file, its header in order: the library's own order is that of a hash."""
+    """Return the same safetensors file with a sorted header: the library's own order differs between runs."""
     end = 8 + int.from_bytes(content[:8], "little")
     ordered = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     ordered += b" " * (-len(ordered) % 8)
@@ -382,7 +382,7 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a file that `write_tensors` wrote. Never runs code.
+    """Return the tensors and metadata of a file that `write_tensors` wrote. Code in a file is never run.
 
     Raises:
         FileNotFoundError: there is none. StoreError: it cannot be read.
@@ -412,7 +412,7 @@ def header(content: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the content is no safetensors file of the harness.
     """
     length = int.from_bytes(content[:8], "little")
     if not 0 < length <= len(content) - 8:  # the tensors may be left out

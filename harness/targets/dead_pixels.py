@@ -1,8 +1,8 @@
-"""Dead pixels: pixels that change what the classifier sees, whose gradient a backward pass loses.
+"""Find dead pixels: they change the classifier's input, but the backward pass gives them no gradient.
 
-A clip, a rounding or a threshold has no gradient where it cuts, and an attack through it is blind there,
-though few of its gradients need be zero: through a matrix estimation every pixel lends a little to all
-others. So each pixel is asked about its own place in what the classifier sees.
+A clip, a rounding or a threshold has no gradient where it cuts, so an attack through it is blind there. Few
+whole gradients need be zero: through a matrix estimation every pixel contributes a little to all others. So
+each pixel is tested at its own place in the classifier's input.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from harness.targets.defended import Defended
 from harness.types import Backward
 
 IMAGES = 4
-"""Images of a batch that are probed."""
+"""The number of images that are probed: the first of the test set, however they are batched."""
 PIXELS = 12
-"""Pixels of each that are moved, one at a time."""
+"""The number of pixels of each image that are moved, one at a time."""
 LARGEST_STEP = 0.5
-"""A pixel moves by epsilon, but by no more than this: from black or white to the middle."""
+"""The longest move of a pixel, which else is epsilon: from black or white to the middle."""
 _HEARD = 0.1
-"""A pixel is heard where its own place changes by this share of its step or more."""
+"""The least change of a pixel's own place, as a share of its step, with which the pixel is heard."""
 
 
 @torch.no_grad()
 def probe(
     defended: Defended, images: Tensor, draws: Draws, backward: Backward, step: float
 ) -> tuple[Tensor, Tensor]:
-    """Count pixels that the transformation hears, and those of them that the backward pass does not.
+    """Count the pixels that change the transformation's output, and those that get no gradient though.
 
-    Each of `PIXELS` entries of an image, drawn at random, moves by `step` towards the middle of the box,
-    alone and under the image's own draws. It is heard where its own place in the output changes (the same
-    entry; in an encoding with other channels all of them there), so a pixel that a mask drops is not. It
-    is dead where that place has exactly no gradient by it along `backward`.
+    `PIXELS` entries of each image, drawn at random, are moved by `step` towards the middle of the box, one
+    at a time and under the image's own draws. A pixel is heard if its own place in the output changes: the
+    same entry or, in an encoding with other channels, all channels there. A pixel that a mask drops is not
+    heard. A pixel is dead if the gradient of that place by the pixel, along `backward`, is exactly zero.
 
     Args:
         images: (N, C, H, W) in [0, 1].
-        step: in pixel values.
+        step: the size of the move, in pixel values.
 
     Returns:
-        (N,) int64 pixels that are heard, and of these (N,) int64 that are dead; none are heard where the
-        transformation changes height or width.
+        The (N,) int64 number of pixels that are heard, and the (N,) int64 number of dead ones among them.
+        Both are 0 where the transformation changes height or width.
     """
     zeros = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     if not images.numel() or step <= 0:

@@ -16,45 +16,47 @@ from harness.types import Backward, Defense, HarnessError
 
 @dataclasses.dataclass(frozen=True)
 class Defended:
-    """What is attacked: transformation, classifier and, where the defense has one, auxiliary module."""
+    """A defended model: transformation, classifier and, where the defense has one, auxiliary module."""
 
     model: nn.Module
     defense: Defense
     classes: int
     auxiliary: nn.Module | None = None
     precision: torch.dtype = torch.float32
-    """Of the classifier alone: a transformation is always computed as it is written."""
+    """The precision of the classifier. A transformation is always computed in its own precision."""
     search: Precision = "auto"
     outer: Draws | None = None
     """The draws of the adversarial training step whose inner attack sees this; None elsewhere."""
 
     def in_training(self, draws: Draws) -> Defended:
-        """Return itself as the inner attack of one training step meets it: transformed as that step is."""
+        """Return the model as the inner attack of a training step meets it, with that step's draws."""
         return dataclasses.replace(self, outer=draws)
 
     def quick(self, device: torch.device) -> Defended:
-        """Itself for searching and training: where `search` says so, its classifier computes in
-        bfloat16."""
+        """Return the model for attacks and training: its classifier is in bfloat16 where `search` says so."""
         half = device.type == "cuda" if self.search == "auto" else self.search == "bfloat16"
         return dataclasses.replace(self, precision=torch.bfloat16) if half else self
 
     @property
     def randomised(self) -> bool:
-        """Whether two looks at one image may differ."""
+        """True where two queries of one image may be answered differently."""
         return self.defense.is_random
 
     def modules(self) -> list[nn.Module]:
         return [self.model] + ([self.auxiliary] if self.auxiliary is not None else [])
 
     def frozen(self) -> Defended:
-        """Itself, in evaluation mode, with parameters that take and hold no gradients."""
+        """Return the model itself, now in evaluation mode and with parameters that hold no gradients."""
         for module in self.modules():
             module.eval().requires_grad_(False)
             module.zero_grad(set_to_none=True)
         return self
 
     def transform(self, images: Tensor, draws: Draws, *, backward: Backward = "exact") -> Tensor:
-        """Return what the classifier sees: (N, C, H, W) -> (N, C', H, W), differentiable along `backward`."""
+        """Return the classifier's input at inference: (N, C, H, W) in [0, 1] -> (N, C', H, W).
+
+        It is differentiable along the backward pass `backward`.
+        """
         step = None if self.outer is None else dataclasses.replace(self.outer, ids=draws.ids)
         outer = None if step is None else step.opaque()
         apply = functools.partial(self._at_inference, outer=outer)
@@ -63,17 +65,17 @@ class Defended:
     def training_transform(
         self, images: Tensor, draws: Draws, *, version: int | None = None
     ) -> Tensor:
-        """Return a training version of each image: one that is stored, or one that is used once."""
+        """Return a training version of each image: the stored version of this number, or a fresh one."""
         return self.defense.training_transform(
             images, draws.opaque(), self.auxiliary, version=version
         )
 
     def logits(self, images: Tensor, draws: Draws, *, backward: Backward = "declared") -> Tensor:
-        """(N, K) logits at inference, differentiable by the images along the backward pass asked for."""
+        """Return (N, K) logits at inference, differentiable with respect to the images along `backward`."""
         return self.classify(self.transform(images, draws, backward=backward))
 
     def training_logits(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return (N, K) logits as training sees them: a fresh training version of each image."""
+        """Return (N, K) logits of a fresh training version of each image."""
         apply = functools.partial(self.defense.training_transform, auxiliary=self.auxiliary)
         return self.classify(self._see(images, draws.opaque(), "declared", apply))
 
@@ -85,7 +87,11 @@ class Defended:
         apply: Callable[[Tensor, OpaqueDraws], Tensor],
         outer: OpaqueDraws | None = None,
     ) -> Tensor:
-        """Return what `apply` makes of the images, differentiable along `backward`."""
+        """Return `apply` of the images, differentiable along `backward`.
+
+        Raises:
+            HarnessError: the defense lacks this backward pass, or the pass gives another shape.
+        """
         defense = self.defense
         kind = defense.backward if backward == "declared" else backward
         if kind == "exact" or not (images.requires_grad and torch.is_grad_enabled()):
@@ -115,13 +121,13 @@ class Defended:
     def _at_inference(
         self, images: Tensor, draws: OpaqueDraws, outer: OpaqueDraws | None
     ) -> Tensor:
-        """Return what the classifier sees at inference, or inside the attack of a training step."""
+        """Return the classifier's input at inference or, with `outer`, in the inner attack of training."""
         if outer is None:
             return self.defense.transform(images, draws, self.auxiliary)
         return self.defense.inner_transform(images, draws, self.auxiliary, outer=outer)
 
     def classify(self, seen: Tensor) -> Tensor:
-        """(N, K) float32 logits of what the transformation gives."""
+        """Return (N, K) float32 logits of the transformation's output (N, C', H, W)."""
         if self.precision == torch.float32:
             logits: Tensor = self.model(seen)
             return logits
@@ -130,9 +136,9 @@ class Defended:
         return logits.float()
 
     def _inference_draws(self, images: Tensor, draws: Draws) -> OpaqueDraws:
-        """Return the draws that the defense's `randomness` says: whose ids, and at which place.
+        """Return the draws that the defense's `randomness` asks for at inference.
 
-        It is of inference alone: an inner attack of training meets fresh draws.
+        An inner attack of training always meets fresh draws.
         """
         if self.defense.randomness == "fresh" or self.outer is not None:
             return draws.opaque()
@@ -144,7 +150,7 @@ class Defended:
 
 
 class _Straight(torch.autograd.Function):
-    """Forward `hard`, backward to `soft`: the straight-through form of BPDA."""
+    """A function that returns `hard` and passes the gradient on to `soft`: BPDA in straight-through form."""
 
     @staticmethod
     def forward(context: object, soft: Tensor, hard: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The device of a run, and its random generators left as they were."""
+"""Choose the device of a run, and keep the state of its random generators."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def choose(name: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def generators_kept(seed: int | None = None) -> Iterator[None]:
-    """Put torch's generators back, of the CPU and of every GPU, however they are seeded inside.
+    """Restore torch's generators, of the CPU and of every GPU, at the end of the block.
 
     Args:
-        seed: what to seed them with first.
+        seed: the seed that the generators get for the block; None leaves them as they are.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         if seed is not None:

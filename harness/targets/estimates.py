@@ -1,8 +1,8 @@
-"""Make fixed training versions of every image, once: n x N images on disk as bytes, resumable.
+"""Make the fixed training versions of every image once: n x N images on disk as bytes, resumable.
 
-The file grows from its start. It is written at stated places, not through a memory map: a full disk
-is then an error that can be told, not a signal that kills, and two runs that write the same file
-write the same bytes.
+The file grows from its start. It is written at explicit offsets, not through a memory map: a full disk is
+then an error that can be reported, not a signal that kills, and two runs that write the same file write the
+same bytes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ from harness.types import Dataset
 
 _CHUNK = 500
 SAVE_EVERY = 5.0
-"""Seconds between two notes of how far the file is whole."""
+"""Seconds between two notes of how much of the file is whole."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """`values` (n, N, C, H, W) uint8; the order is the dataset's."""
+    """The stored versions: `values` (n, N, C, H, W) uint8, in the order of the dataset."""
 
     values: np.memmap[tuple[int, ...], np.dtype[np.uint8]]
     ids: Tensor
 
     def versions(self, ids: Tensor, epoch: int) -> Tensor:
-        """Return (M, C, H, W) float32 in [0, 1]: each sample's versions take turns, epoch by epoch, starting
-        anywhere, so that n epochs show every version once."""
+        """Return one version of each sample for an epoch: (M, C, H, W) float32 in [0, 1].
+
+        A sample's versions take turns from epoch to epoch, from a start of its own, so that n epochs show
+        every version once.
+        """
         known, order = self._sorted
         rows = order[torch.searchsorted(known, ids.cpu())]
         turns = (mix_tensor(ids.cpu()) % len(self.values) + epoch) % len(self.values)
@@ -50,13 +53,13 @@ class Estimates:
 
     @functools.cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """The ids in ascending order, and the row of each."""
+        """The ids in ascending order, and the row of each id."""
         return torch.sort(self.ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Position:
-    """How far the growing file is whole: so many chunks of one shape, and their digest."""
+    """The part of the growing file that is whole: the number of chunks, their shape and their digest."""
 
     chunks: int
     sha256: str
@@ -75,14 +78,15 @@ def obtain(
     stop: Stop,
     mend: Callable[[store.DamagedFile], object],
 ) -> Estimates:
-    """Return the stored versions, made where they are missing, from where an earlier run stopped.
+    """Return the stored versions; missing ones are made, from where an earlier run stopped.
 
-    Eight bits a value: half a step of 1/255 is far below what estimation changes. A damaged file is
-    handed to `mend`, which sets it aside, and made anew. Where another run finishes them under way (this
-    one was stopped for so long that its lease was taken over), its file is taken.
+    Values have eight bits: half a step of 1/255 is far below the changes that estimation makes. A damaged
+    file is passed to `mend`, which sets it aside, and made again. If another run finishes the file meanwhile
+    (this one was stopped for so long that its lease was taken over), that file is used.
 
     Raises:
-        Interrupted: what is made is kept. StoreError: the file cannot be read or written.
+        Interrupted: a signal came; the versions made so far are kept.
+        StoreError: the file cannot be read or written.
     """
     count = defended.defense.estimates
     shape = (count, len(dataset), *dataset.shape)
@@ -97,7 +101,7 @@ def obtain(
 def _is_whole(
     path: Path, shape: tuple[int, ...], mend: Callable[[store.DamagedFile], object]
 ) -> bool:
-    """Return whether the finished file is there; a damaged one is set aside."""
+    """Return whether the finished file is there and whole; a damaged one is set aside."""
     if not path.exists():
         return False
     try:
@@ -123,7 +127,7 @@ def _make(
     stop: Stop,
     mend: Callable[[store.DamagedFile], object],
 ) -> None:
-    """Make the file from where it stands; return early where another run has finished it."""
+    """Make the rest of the file; return early where another run has finished it."""
     partial, marker = path.with_suffix(".partial"), path.with_suffix(".position")
     path.parent.mkdir(exist_ok=True)
     image = int(np.prod(shape[2:]))
@@ -157,7 +161,9 @@ def _make(
             with torch.no_grad():
                 made = defended.training_transform(batch.images, draws, version=version)
             content = (made * 255).round().byte().cpu().numpy().tobytes()
-            if path.exists():  # what is open here is that very file: it is not written any more
+            if (
+                path.exists()
+            ):  # the finished file is the one open here: it must not be written any more
                 return
             file.write(content)
             digest.update(content)
@@ -191,7 +197,7 @@ def _resume(
     ends: list[int],
     mend: Callable[[store.DamagedFile], object],
 ) -> tuple[int, float]:
-    """Return (chunks that are whole, seconds spent on them); what was not noted is made again."""
+    """Return (number of whole chunks, seconds spent on them); chunks that were not noted are made again."""
     if not (partial.exists() and marker.exists()):
         return 0, 0.0
     try:
@@ -207,7 +213,7 @@ def _resume(
 
 
 def _hash(path: Path, length: int) -> hashlib._Hash:
-    """Return the running SHA-256 of the first `length` bytes."""
+    """Return the SHA-256 object of the first `length` bytes, ready for more."""
     digest = hashlib.sha256()
     if length:
         with open(path, "rb") as file:

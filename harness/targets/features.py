@@ -1,4 +1,4 @@
-"""Take the features in front of a classifier's last layer, which Figures 4 and 5 of the paper show."""
+"""Extract the features in front of a classifier's last layer, which Figures 4 and 5 of ME-Net show."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def last_linear(model: nn.Module) -> nn.Linear:
 
 
 def penultimate(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the penultimate features (N, F) of `images` (N, C, H, W); differentiable.
+    """Return the penultimate features (N, F) of `images` (N, C, H, W), differentiable.
 
-    They are what the model's own hook `penultimate(images)` gives; of a model without this hook, what
-    its last linear layer receives. The model's mode is left as it is: in `train()` features depend on
-    the rest of the batch.
+    They are the result of the model's own hook `penultimate(images)` or, in a model without this hook, the
+    input of its last linear layer. The model's mode is left as it is: in `train()`, features depend on the
+    rest of the batch.
 
     Raises:
-        HarnessError: the model has no hook, and no linear layer, or one that does not run once a pass.
+        HarnessError: the model has no hook, and either no linear layer or one that does not run exactly once
+            in a pass.
     """
     hook = getattr(model, "penultimate", None)
     if hook is not None:

@@ -1,4 +1,4 @@
-"""A model that was handed over in memory with its images: nothing is trained, and it is hashed once."""
+"""Serve a model that was passed in memory with its images: nothing is trained, and it is hashed once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.types import Dataset, Defense, HarnessError
 
 @dataclasses.dataclass(kw_only=True)
 class GivenModel(TargetSource):
-    """Hands out the one model that it was given."""
+    """A source of one defended model, which it was given."""
 
     given: Defended
     target: Target
@@ -35,7 +35,7 @@ class GivenModel(TargetSource):
         return self.test
 
     def defense(self, target: Target) -> Defense:
-        """Return the defense that stands before the model."""
+        """Return the defense in front of the model."""
         return self.given.defense
 
     def is_trained(self, target: Target) -> bool:
@@ -43,7 +43,7 @@ class GivenModel(TargetSource):
         return True
 
     def resolved(self, target: Target) -> ResolvedTarget:
-        """Return digests of weights and code; the weights are read at the first call alone."""
+        """Return digests of weights and code; the weights are read only at the first call."""
         return self._resolved
 
     @functools.cached_property

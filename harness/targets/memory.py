@@ -1,4 +1,4 @@
-"""A limit on memory, and what running into it looks like."""
+"""Limit the memory of a process, and recognise the errors of running out of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "cannot a
 
 
 def size(text: str) -> int:
-    """Bytes of `4GB`, `512M`, `1.5g`.
+    """Return the number of bytes that a text such as `4GB`, `512M` or `1.5g` states.
 
     Raises:
-        HarnessError: no such size.
+        HarnessError: the text is no size.
     """
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmgt]?)i?b?", text.strip().lower())
     if found is None or not float(found[1]) > 0:
@@ -27,10 +27,10 @@ def size(text: str) -> int:
 
 
 def limit(wanted: int, device: torch.device) -> None:
-    """Refuse this process more than so many bytes: of the GPU where it uses one, else of its own data.
+    """Limit this process to `wanted` bytes: of the GPU's memory where it uses one, else of its own.
 
     Raises:
-        HarnessError: so much is in use already, or the system knows no limit.
+        HarnessError: more is in use already, or the system has no such limit.
     """
     if device.type == "cuda":
         import torch
@@ -58,7 +58,7 @@ def limit(wanted: int, device: torch.device) -> None:
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, so that a smaller batch may get through."""
+    """Return whether an error says that memory ran out, so that a smaller batch may succeed."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -67,8 +67,10 @@ def exhausted(error: BaseException) -> bool:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Return whether an error that a guest may have raised says that memory ran out: its class is Python's
-    or torch's own, so that reading it runs no code of the guest's."""
+    """Return whether an error that a guest may have raised says that memory ran out.
+
+    Its class must be Python's or torch's own, so that reading it runs no code of the guest.
+    """
     import torch
 
     plain = type(error) in (RuntimeError, MemoryError, torch.OutOfMemoryError)
@@ -76,7 +78,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give cached memory of the GPU back."""
+    """Return cached memory of the GPU to the system."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Where defended models come from: trained once, kept, and loaded ever after."""
+"""Provide defended models: each is trained once, stored, and loaded ever after."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ from harness.types import (
 )
 
 _KEPT = 3
-"""Models in memory: the target of a cell, its source, and the one before."""
+"""The number of models that are kept in memory: a cell's target, its source, and the one before."""
 _PAUSE = 0.5
 
 
 @dataclasses.dataclass(kw_only=True)
 class ModelStore(TargetSource):
-    """Trains and loads the targets of one run; datasets and the last few models are kept."""
+    """The trained models of a store, trained where they are missing.
+
+    Datasets and the last few models are kept in memory.
+    """
 
     _datasets: dict[tuple[str, str], Dataset] = dataclasses.field(default_factory=dict)
     _models: collections.OrderedDict[str, Defended] = dataclasses.field(
@@ -59,8 +62,10 @@ class ModelStore(TargetSource):
         return self._datasets[name, split]
 
     def whole(self, name: str, split: data.Split) -> Dataset:
-        """Return a dataset whose content has the digest that it had when it was loaded: code of guests runs
-        beside it in memory. One that was edited is loaded again."""
+        """Return a dataset whose content still has its digest; one that was edited is loaded again.
+
+        Code of guests runs in the same process, and could have changed it.
+        """
         held = self.dataset(name, split)
         if checks.digest(held.images, held.labels, held.ids) != held.digest:
             guard.history.append(f"the {split} images of {name}")
@@ -106,7 +111,11 @@ class ModelStore(TargetSource):
         return given or self.store.checkpoint_path(self.key(target)).exists()
 
     def obtain(self, target: Target, *, wait: bool = True) -> Defended:
-        """Return the defended model, trained where it is not stored yet."""
+        """Return the defended model; one that is not stored yet is trained.
+
+        Raises:
+            Busy: another run trains it, and `wait` is off.
+        """
         key = self.key(target)
         while key not in self._models:
             if key in self._failed:  # not twice in one run
@@ -130,7 +139,7 @@ class ModelStore(TargetSource):
         return dataclasses.replace(self._models[key], defense=self.defense(target))
 
     def _lease(self, key: str, title: str) -> Lease:
-        """Raises Busy where another run has it."""
+        """Return a lease on a training; raise Busy where another run holds it."""
         if self._leases is None:
             self._leases = Leases(self.store.cache / "leases")
         lease = self._leases.take(f"train-{key}", title)
@@ -226,7 +235,7 @@ class ModelStore(TargetSource):
             )
 
     def _auxiliary(self, defense: Defense, dataset: Dataset, target: Target) -> nn.Module | None:
-        """The defense's own module, trained on clean images, shared by all its classifiers."""
+        """Return the defense's auxiliary module, trained on clean images; all its classifiers share it."""
         with (
             guard.watched(noted=False, keep=(process.PATH,)),
             generators_kept(combine(target.seed, Role.WEIGHTS, 1)),
@@ -281,15 +290,19 @@ class ModelStore(TargetSource):
 
 
 def _clean_images(facts: ResolvedTarget) -> dict[str, object]:
-    """Return what a defense's work on clean images depends on, whatever classifier comes after it."""
+    """Return the facts that a defense's work on clean images depends on, whatever classifier follows it."""
     return {name: getattr(facts, name) for name in ("dataset", "defense", "seed", "engine")}
 
 
 def load_weights(module: nn.Module, path: Path, identity: dict[str, str]) -> None:
-    """Weights from a checkpoint of this very target.
+    """Load a module's weights from the checkpoint of its target.
+
+    Args:
+        identity: the metadata that the checkpoint must have.
 
     Raises:
-        DamagedFile: damaged, or of another defense, dataset or number of classes.
+        DamagedFile: the checkpoint is damaged, or of another training or model.
+        StoreError: the checkpoint has vanished.
     """
     try:
         tensors, metadata = store.read_tensors(path)
@@ -313,9 +326,9 @@ def classifier_loss(
     dataset: Dataset,
     versions: estimates.Estimates | None,
 ) -> training.Loss:
-    """The loss of one training batch: pure, on stored versions, or adversarial (Madry et al. 2018).
+    """Return the loss function of a training: pure, on stored versions, or adversarial (Madry et al. 2018).
 
-    The draws' step is the number of the training step, counted over all epochs.
+    It expects draws whose step is the number of the training step, counted over all epochs.
     """
     steps = -(-len(dataset) // plan.batch_size)
     if plan.kind == "adversarial":

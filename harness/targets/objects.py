@@ -1,4 +1,4 @@
-"""Name attacks and defenses that come as objects by a spec, as a cell does."""
+"""Name attacks and defenses that are passed as objects by a spec, as a cell needs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _objects: dict[str, Attack | Defense] = {}
 
 
 def specification(plugin: Attack | Defense) -> Spec:
-    """Return a spec that builds an equal plugin; one that no registry knows is kept as `object:Class`."""
+    """Return a spec that builds an equal plugin.
+
+    A plugin that no registry can build is remembered in this process as `object:Class`.
+    """
     kind = registry.attacks if isinstance(plugin, Attack) else registry.defenses
     changed = _changed(plugin)
     for entry in kind:
@@ -40,7 +43,7 @@ def specification(plugin: Attack | Defense) -> Spec:
 
 
 def described(defense: Defense) -> Plugin:
-    """Return what of a defense can change a number: class, parameters, code."""
+    """Return the properties of a defense that can change a number: class, parameters, code."""
     return Plugin(
         name=type(defense).__qualname__,
         parameters=msgspec.to_builtins(dataclasses.asdict(defense)),
@@ -49,7 +52,7 @@ def described(defense: Defense) -> Plugin:
 
 
 def code(kind: type) -> str:
-    """Return the version of a class's code: of its module, or of its own text where it was typed in."""
+    """Return the code version of a class: that of its module or, for a class typed in, of its own text."""
     version = keys.code_version(kind)
     if version != "none":
         return version
@@ -60,14 +63,14 @@ def code(kind: type) -> str:
 
 
 def _bridge(label: str) -> Callable[..., Any]:
-    """Return what makes a plugin that was handed in as an object."""
+    """Return the maker of a plugin that was passed as an object."""
     if label not in _objects:
         raise HarnessError(f"no object called {label!r} was handed in, in this process")
     return lambda: _objects[label]
 
 
 def _changed(plugin: Any) -> dict[str, Any]:
-    """Return the fields that are not at their defaults."""
+    """Return the fields of a plugin that differ from their defaults."""
     found = {}
     for field in dataclasses.fields(plugin):
         value = getattr(plugin, field.name)

@@ -1,8 +1,8 @@
 """Turn a user's model from the words of the command line into a checked classifier.
 
-How its weights are read is the business of the registered model that is `given`; the engine asks of any
-model that was not trained here whether it takes these images at all, and whether it was handed the range of
-pixels that it was trained on.
+The registered model that is marked `given` reads the weights. The engine checks of any model that was not
+trained here whether it accepts these images at all, and whether it is fed the range of pixels that it was
+trained on.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from harness.types import Batch, Dataset, HarnessError, Spec
 
 PROBE_IMAGES = 256
 MORE_IMAGES = 1024
-"""Looked at where a range seems better on the first ones, but too few of them differ to be sure."""
+"""The number of images that are used where a range seems better on the first ones, but not surely."""
 SUSPICION = 0.05
-"""Of the paired test: below it a range seems better."""
+"""The p-value of the paired test below which a range seems better."""
 SIGNIFICANCE = 0.001
-"""Of the paired test; it is divided by the number of ranges that are tried."""
+"""The level of the paired test; it is divided by the number of ranges that are tried."""
 SMALLEST = 0.02
-"""A difference of accuracy below this accuses nobody."""
+"""The smallest difference of accuracy that matters."""
 LITTLE = 0.5
-"""A model that is right on fewer of its images, in the best of ranges, may know other images."""
+"""The accuracy in the best range below which a model may have been trained on other images."""
 GIVEN = TrainingPlan(kind="given", epochs=0)
 """The training of a model that came with its weights."""
 
 _TRIED = ("inside", "bytes", "half", "mnist", "cifar10", "imagenet")
-"""Words for --normalisation whose ranges a probe tries. That of cifar100 is too near to cifar10's."""
+"""Words for --normalisation whose ranges a probe tries. The range of cifar100 is too near to cifar10's."""
 _MEANING = {
     "inside": "pixels in [0, 1]",
     "bytes": "pixels from 0 to 255",
@@ -49,7 +49,7 @@ def specification(model: Spec, *, weights: str | None, normalisation: str | None
     """Return the model that `--model`, `--weights` and `--normalisation` name together.
 
     Raises:
-        HarnessError: a normalisation of a model that is trained here.
+        HarnessError: a normalisation is given for a model that is trained here.
     """
     complete = model.name.endswith(".pt2")
     if weights is None and not complete:
@@ -70,9 +70,9 @@ def specification(model: Spec, *, weights: str | None, normalisation: str | None
 
 
 def _given() -> tuple[str, Any]:
-    """Return (name, maker) of the registered model that takes weights of the user.
+    """Return (name, maker) of the registered model that loads a user's weights.
 
-    Its maker has `given`, and the hooks `usual_normalisation(build, weights)`, `moments(word,
+    The maker has the attribute `given`, and the hooks `usual_normalisation(build, weights)`, `moments(word,
     channels)` and `with_normalisation(network, channels, word)`.
     """
     return next((entry.name, entry.make) for entry in models if _is_given(entry.make))
@@ -83,15 +83,15 @@ def _is_given(make: object) -> bool:
 
 
 def is_given(model: Spec) -> bool:
-    """Tell whether a model comes with its weights, so that it is never trained here."""
+    """Return whether a model comes with its weights, so that it is never trained here."""
     return _is_given(models.get(model.name))
 
 
 def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
-    """Return the training of a target: none, where the model comes with its weights.
+    """Return the training plan of a target, which is `GIVEN` for a model that comes with its weights.
 
     Raises:
-        HarnessError: adversarial training of such a model.
+        HarnessError: adversarial training of such a model is asked for.
     """
     if not is_given(model):
         return training
@@ -106,17 +106,17 @@ def plan(model: Spec, training: TrainingPlan) -> TrainingPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Hold what a model answers on images that it should know."""
+    """The accuracy of a model on images that it should know, in the given range and in others."""
 
     count: int
     accuracy: float
     better: str = ""
-    """The word for --normalisation under which it is clearly better; empty where none is."""
+    """The word for --normalisation with which it is clearly better; empty where there is none."""
     better_accuracy: float = 0.0
     suspect: bool = False
-    """Whether more images could show that a range is better."""
+    """True where more images could show that a range is better."""
     hint: str = ""
-    """As `better`, for a range that nobody trains on by name: a scale or shift of the given one."""
+    """The same as `better` for a range without a name: a scale or shift of the given range."""
 
     @property
     def chance(self) -> str:
@@ -124,10 +124,10 @@ class Probe:
 
 
 def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
-    """Check that a given model takes these images, and in the range that it was handed.
+    """Check that a given model accepts these images, and that their range is right for it.
 
     Raises:
-        HarnessError: it does not take them, has another number of classes, or does clearly better with
+        HarnessError: it does not accept them, has another number of classes, or is clearly better with
             another normalisation.
     """
     batch = dataset.batch(slice(0, PROBE_IMAGES)).to(device)
@@ -150,7 +150,7 @@ def check(defended: Defended, dataset: Dataset, device: torch.device) -> Probe:
 
 
 def wrong_range(found: Probe) -> HarnessError:
-    """Return the error for a model that was handed pixels of a range it does not know."""
+    """Return the error for a model that is fed pixels in another range than it was trained on."""
     meaning = _MEANING.get(found.better, f"pixels normalised as {found.better}")
     message = (
         f"the model is {found.chance}, but on {found.better_accuracy:.0%} if it is handed {meaning}: "
@@ -163,13 +163,13 @@ def wrong_range(found: Probe) -> HarnessError:
 
 
 def behind(network: nn.Module, channels: int, normalisation: str) -> nn.Module:
-    """Put `network` behind the normalisation that a word of --normalisation names."""
+    """Return `network` behind the normalisation that a word of --normalisation names."""
     wrapped: nn.Module = _given()[1].with_normalisation(network, channels, normalisation)
     return wrapped
 
 
 def seen(defended: Defended, batch: Batch) -> Tensor:
-    """Return what the classifier sees of a batch, (N, C, H, W), under one draw."""
+    """Return the classifier's input for a batch, (N, C', H, W), under one draw."""
     with torch.no_grad():
         return defended.transform(batch.images, Draws(0, batch.ids, Role.VERIFY))
 
@@ -178,7 +178,7 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
     """Return the (N, K) logits of `images` (N, C, H, W).
 
     Raises:
-        HarnessError: the model does not take these images, or returns anything but (N, K) numbers.
+        HarnessError: the model does not accept these images, or returns anything but (N, K) finite numbers.
     """
     try:
         with torch.no_grad():
@@ -199,11 +199,14 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probe(model: nn.Module, images: Tensor, labels: Tensor) -> Probe:
-    """Measure accuracy as handed, under every usual range in place of the declared one, and under scales and
-    shifts of that one.
+    """Measure accuracy in the given range, in every usual range, and in scales and shifts of the given one.
 
-    A range is `better` where a paired test is sure of it (McNemar 1947) and the difference matters. The
-    model's own first layer, where it is a declared normalisation, is left out for the comparison.
+    A range is `better` where a paired test (McNemar 1947) is significant and the difference matters. A first
+    layer of the model that is a declared normalisation is left out for the comparison.
+
+    Args:
+        images: the classifier's input (N, C, H, W).
+        labels: (N,) int64.
     """
     network = getattr(model, "network", None)
     bare = network if isinstance(network, nn.Module) and hasattr(model, "normalise") else model
@@ -238,7 +241,7 @@ def probe(model: nn.Module, images: Tensor, labels: Tensor) -> Probe:
 
 
 def _around(given: nn.Module | None, channels: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Return (mean, std) of scales and shifts of the declared normalisation, by the word that names each."""
+    """Return (mean, std) of scales and shifts of the declared normalisation, by the word for each."""
     mean, std = [0.0] * channels, [1.0] * channels
     if isinstance(getattr(given, "mean", None), Tensor):
         mean, std = given.mean.flatten().tolist(), given.std.flatten().tolist()  # type: ignore[union-attr, operator]
@@ -256,8 +259,11 @@ def _by_channel(images: Tensor, values: Sequence[float]) -> Tensor:
 
 
 def doubt(found: Probe, classes: int) -> str:
-    """Return a line for a model that knows its images hardly better than chance, or clearly better under a
-    scale or shift of its range; empty for any other."""
+    """Return a line of doubt about a model; empty where there is none.
+
+    A model is doubtful if it is hardly better than chance, or clearly better with a scale or shift of its
+    range.
+    """
     width = 2 * math.sqrt((1 / classes) * (1 - 1 / classes) / max(found.count, 1))
     if found.accuracy <= 1 / classes + width:
         return (

@@ -1,4 +1,4 @@
-"""Where a run's defended models come from: the interface of a model store and of a given model."""
+"""The source of a run's defended models: the interface of a model store and of a given model."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from harness.types import Attack, Dataset, Defense, Spec
 
 @dataclasses.dataclass(kw_only=True)
 class TargetSource(abc.ABC):
-    """Hands out defended models and datasets, and knows where the run keeps its files."""
+    """A source of defended models and datasets, with the store and the device of the run."""
 
     store: Store
     device: torch.device
     reporter: Reporter
     stop: Stop
     data_dir: Path | None = None
-    """Folder of the datasets' files."""
+    """The folder of the datasets' files."""
     damage: list[str] = dataclasses.field(default_factory=list)
     """A line for each file that was found damaged and set aside."""
 
     @abc.abstractmethod
     def dataset(self, name: str, split: Split) -> Dataset:
-        """Return a dataset, loaded once a run."""
+        """Return a dataset; it is loaded once in a run."""
 
     def whole(self, name: str, split: Split) -> Dataset:
-        """Return a dataset whose content is what was loaded, whatever ran beside it in memory."""
+        """Return a dataset whose content is as it was loaded, whatever code ran in the process since."""
         return self.dataset(name, split)
 
     @abc.abstractmethod
@@ -52,15 +52,17 @@ class TargetSource(abc.ABC):
 
     @abc.abstractmethod
     def is_trained(self, target: Target) -> bool:
-        """Return whether the target's weights are there."""
+        """Return whether the target's weights exist."""
 
     @abc.abstractmethod
     def obtain(self, target: Target, *, wait: bool = True) -> Defended:
-        """Return the defended model, frozen, in evaluation mode.
+        """Return the defended model, frozen and in evaluation mode.
 
         Raises:
-            HarnessError: it cannot be made. DamagedFile: its checkpoint is damaged.
-            Busy: another run trains it, and `wait` is off. Interrupted: a signal came.
+            HarnessError: it cannot be made.
+            DamagedFile: its checkpoint is damaged.
+            Busy: another run trains it, and `wait` is off.
+            Interrupted: a signal came.
         """
 
     def key(self, target: Target) -> str:
@@ -68,7 +70,7 @@ class TargetSource(abc.ABC):
         return self.resolved(target).key
 
     def mend(self, error: DamagedFile) -> str:
-        """Set a damaged file aside and say so; return what was said.
+        """Set a damaged file aside and report it; return the line of the report.
 
         Raises:
             StoreError: it cannot be moved.
@@ -79,7 +81,7 @@ class TargetSource(abc.ABC):
         return line
 
     def notice(self, line: str) -> None:
-        """Say, now and at the end, that something was damaged."""
+        """Report a line about damage now, and again at the end of the run."""
         self.damage.append(line)
         self.reporter.say(line)
 
@@ -88,11 +90,11 @@ def resolve(plugin: Any, spec: Spec, *, without: tuple[str, ...] = ()) -> Plugin
     """Return every parameter of a built plugin, defaults included, with the version of its code.
 
     A field that is itself an attack or a defense (`transfer(pgd)`) is resolved in the same way, so that two
-    attacks that differ in what lies inside them never share a key.
+    attacks that differ only inside never share a key.
 
     Args:
         plugin: an attack or a defense, or the function that builds a model.
-        without: parameters that change nothing of what is asked for.
+        without: the names of parameters that do not matter here.
     """
     made = isinstance(plugin, Attack | Defense)
     if dataclasses.is_dataclass(plugin) and not isinstance(plugin, type):

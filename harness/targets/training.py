@@ -1,7 +1,7 @@
-"""The one training loop, resumable bit for bit.
+"""Train a module; training can be resumed bit for bit.
 
-Everything random is a function of (seed, epoch or step, sample id), so that a checkpoint needs only
-weights, the optimiser's state and the position.
+All randomness is a function of (seed, epoch or step, sample id), so that a checkpoint needs only weights, the
+optimiser's state and the position.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from harness.types import Batch, Dataset, HarnessError
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; what was under way is saved."""
+    """Raised after SIGINT or SIGTERM, once the work in progress is saved."""
 
 
 @dataclasses.dataclass
 class Stop:
-    """Raised by a signal, looked at between steps."""
+    """A request to stop, which a signal makes and the run looks at between steps."""
 
     asked: bool = False
 
@@ -38,21 +38,21 @@ class Stop:
             raise Interrupted
 
     def meant(self, error: BaseException) -> bool:
-        """Return whether an error that came through a guest's frames stops the run because of a signal."""
+        """Return whether an error that passed through a guest's frames stops the run because of a signal."""
         return self.asked and type(error) in (Interrupted, KeyboardInterrupt)
 
 
 Loss = Callable[[nn.Module, Batch, Draws], Tensor]
-"""(module, batch, draws of role TRAIN) -> (N,) losses."""
+"""A function (module, batch, draws of role TRAIN) -> (N,) losses."""
 
 SAVE_EVERY = 5.0
-"""Least seconds between two saves; more where a save takes long, so that saving costs some 3 %."""
+"""The least seconds between two saves; more where a save takes long, so that saving costs about 3 %."""
 _SAVE_COST = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained on what, and where its state is kept."""
+    """A training: the module, the images, the plan, and the file that keeps its state."""
 
     title: str
     module: nn.Module
@@ -65,39 +65,39 @@ class Job:
     identity: str
     """The training key: a state file of another training is refused."""
     mend: Callable[[store.DamagedFile], object]
-    """Sets a damaged state file aside; training then begins anew."""
+    """Sets a damaged state file aside; training then starts again."""
 
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a training is."""
+    """The position of a training."""
 
     position: int = 0
     running: float = 0.0
-    """Sum of the losses of the epoch under way."""
+    """The sum of the losses in the current epoch."""
     losses: list[float] = dataclasses.field(default_factory=list)
-    """Mean loss of each finished epoch."""
+    """The mean loss of each finished epoch."""
     seconds: float = 0.0
-    """Of the earlier runs that worked on it."""
+    """The seconds of the earlier runs that worked on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a training has to tell: the mean loss of each epoch, and the seconds it took."""
+    """The result of a training: the mean loss of each epoch, and the seconds that it took."""
 
     losses: list[float]
     seconds: float
 
 
 def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
-    """Train `job.module` in place, going on from `state_path` where it exists.
+    """Train `job.module` in place, from the state in `state_path` where there is one.
 
-    The generators of the process are as they were afterwards. The report's seconds are those of all the runs
-    that worked on it.
+    The random generators of the process are restored afterwards. The report's seconds include those of
+    earlier runs that worked on the training.
 
     Raises:
-        Interrupted: after the state was saved.
-        HarnessError: a loss that is not finite, with step, samples and a hint; memory that ran out.
+        Interrupted: a signal came; the state is saved.
+        HarnessError: the loss is not finite (with step, samples and a hint), or memory ran out.
         StoreError: the state cannot be saved.
     """
     with torch.random.fork_rng(devices=_cuda(job.device)):
@@ -105,14 +105,14 @@ def fit(job: Job, *, reporter: Reporter, stop: Stop) -> Report:
 
 
 def _cuda(device: torch.device) -> list[int]:
-    """Return the index of the GPU whose generator training seeds, in a list; none for a CPU."""
+    """Return the index of the GPU whose generator training seeds, in a list; an empty list for a CPU."""
     if device.type != "cuda":
         return []
     return [torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """Seed the generators that a module may draw from, and no other device's."""
+    """Seed the generators that a module on this device may draw from, and no other device's."""
     torch.default_generator.manual_seed(seed)
     for index in _cuda(device):
         torch.cuda.default_generators[index].manual_seed(seed)
@@ -187,10 +187,10 @@ def learning_rate(plan: TrainingPlan, epoch: int) -> float:
 
 
 def inner_epsilon(plan: TrainingPlan, epoch: float) -> float:
-    """Return the inner attack's radius: it grows linearly over the first `warmup` share of the epochs.
+    """Return the inner attack's radius, which grows linearly over the first `warmup` share of the epochs.
 
     Args:
-        epoch: from 0; a fraction within an epoch.
+        epoch: the position in training, from 0, with a fraction within an epoch.
     """
     if plan.warmup <= 0:
         return plan.epsilon
@@ -203,9 +203,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, draws: Draws, kind: str) -> Tensor:
-    """Crop at random after 4 pixels of zero padding; for `crop-flip`, flip horizontally by half chance.
+    """Return randomly augmented images, (N, C, H, W) -> the same shape.
 
-    (N, C, H, W) -> the same shape; each sample draws for itself, with role AUGMENT.
+    Images are cropped at random after 4 pixels of zero padding and, for `crop-flip`, flipped horizontally
+    with probability 1/2. Each sample draws for itself, with the role AUGMENT.
     """
     if kind == "none":
         return images
@@ -260,7 +261,7 @@ def _save(job: Job, optimiser: torch.optim.Optimizer, at: _Progress) -> None:
 
 
 def _restored(job: Job, optimiser: torch.optim.Optimizer) -> _Progress:
-    """Take over what the state file says into module and optimiser; begin anew without one."""
+    """Load the state file into module and optimiser, and return the position; without one, the start."""
     before = {name: value.clone() for name, value in job.module.state_dict().items()}
     try:
         return _restore(job, optimiser)

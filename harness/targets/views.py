@@ -1,8 +1,8 @@
-"""What an attack may touch: one view of a defended model, with the access that its threat model grants.
+"""Give an attack its view of a defended model, with no more access than the attack declares.
 
 The view, not the attack, counts forwards, backwards and queries for each sample, and gathers the evidence
 that the audit needs: vanished gradients, and images that were fooled at some valid query. So a library's
-attack is watched exactly as a native one.
+attack is observed exactly as a native one.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _LEVEL = {"none": 0, "labels": 1, "scores": 2, "gradients": 3}
 
 _NEVER = torch.iinfo(torch.int64).max
 _ROUNDINGS = 4
-"""How many roundings of the largest logit a wrong prediction in half precision has to exceed."""
+"""The margin, in roundings of the largest logit, by which a prediction in half precision must be wrong."""
 
 
 class QueryBudgetSpent(Exception):
-    """A sample asked for more than `max_queries`; the runner takes the view's candidates instead."""
+    """Raised where a sample exceeds `max_queries`; the runner then takes the view's candidates."""
 
 
 @dataclasses.dataclass
 class Evidence:
-    """What a view saw, for each sample of its batch: tensors of shape (N,)."""
+    """The observations of a view, for each sample of its batch: tensors of shape (N,)."""
 
     forwards: Tensor
     backwards: Tensor
     dead_gradients: Tensor
-    """Backwards that gave a gradient that is the same in every pixel (zero, as a rule) where the image
-    was classified rightly, or one that was not finite."""
+    """The number of backwards with a dead gradient: one that is the same in every pixel (usually zero) though
+    the image was classified correctly, or one that is not finite."""
     dead_pixels: Tensor
-    """Of the probed pixels, those without a gradient (`harness.targets.dead_pixels`)."""
+    """The number of probed pixels without a gradient (`harness.targets.dead_pixels`)."""
     probed_pixels: Tensor
-    """Pixels that change what the classifier sees and were asked whether they have a gradient."""
+    """The number of pixels that change the classifier's input and were tested for a gradient."""
     first_fooled: Tensor
-    """The number of the first forward inside ball and box with a wrong prediction; -1 where none."""
+    """The number of the first forward inside ball and box with a wrong prediction; -1 where there is none."""
     fooled_looks: Tensor
-    """Looks inside ball and box with a wrong prediction, where a look is the first draw of a gradient
-    step, or a query of an attack that sees no gradients: what Tramer et al. 2020 count."""
+    """The number of looks inside ball and box with a wrong prediction. A look is the first draw of a gradient
+    step, or a query of an attack that sees no gradients (as Tramer et al. 2020 count)."""
 
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Evidence:
@@ -58,12 +58,12 @@ class Evidence:
 
 
 LOOKS = 8
-"""Images of an attack's last questions that are kept, for the judge to ask again."""
+"""The number of images of an attack's last queries that are kept, so that the judge can repeat them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What an attack asked the victim about some images, and the logits that it was answered."""
+    """A query of an attack to the victim, with the logits of the answer."""
 
     images: Tensor
     draws: Draws
@@ -71,7 +71,7 @@ class Question:
 
 
 class View:
-    """The victim as one attack sees one batch. It implements `harness.types.Victim`."""
+    """A defended model as one attack sees it for one batch. It implements `harness.types.Victim`."""
 
     def __init__(
         self,
@@ -82,8 +82,10 @@ class View:
         *,
         role: Role = Role.ATTACK,
         max_queries: int | None = None,
+        probed: int = dead_pixels.IMAGES,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
+        """Serve a batch, of which the first `probed` images are asked for dead pixels."""
         self._defended = defended
         self._searched = defended.quick(batch.images.device)
         self._batch = batch
@@ -95,7 +97,8 @@ class View:
         self._sorted_ids, self._order = torch.sort(batch.ids)
         self.evidence = Evidence.empty(len(batch), batch.ids.device)
         self.asked: dict[bool, Question] = {}
-        """The last question with gradients (True) and the last without."""
+        """The last query with gradients (True), and the last without (False)."""
+        self._few = slice(0, probed)
         self._probed: set[Backward] = set()
         self.candidates = batch.images.clone() if max_queries is not None else None
 
@@ -120,7 +123,7 @@ class View:
         return self._forward(images, draws)
 
     def transform(self, images: Tensor, draws: Draws) -> Tensor:
-        """The defense's transformation alone, without gradients: known to a white-box adversary."""
+        """Return the defense's transformation without gradients, which a white-box adversary knows."""
         self._need("gradients")
         self._refuse_other_roles(draws)
         with torch.no_grad():
@@ -173,7 +176,7 @@ class View:
             )
 
     def _positions(self, draws: Draws) -> Tensor:
-        """Where in the batch each sample stands."""
+        """Return the (n,) positions in the batch of the samples that the draws name."""
         self._refuse_other_roles(draws)
         return self._order[torch.searchsorted(self._sorted_ids, draws.ids)]
 
@@ -218,7 +221,7 @@ class View:
         *,
         look: bool,
     ) -> Tensor:
-        """Note samples fooled inside the ball; (n,) float, 1 where the prediction is right.
+        """Note samples that are fooled inside the ball; return (n,) floats, 1 where the prediction is right.
 
         In half precision a wrong prediction counts only beyond rounding, so that no image leaves an
         attack that the judge, in single precision, would find right.
@@ -247,7 +250,7 @@ class View:
         return right.to(scores.dtype)
 
     def _watch_gradient(self, at: Tensor, slope: Tensor, right: Tensor) -> Tensor:
-        """Count dead gradients; put zero where one is not finite, so that the attack can go on.
+        """Count dead gradients, and return the gradients with zeros in place of those that are not finite.
 
         A loss may be flat by design where the image is fooled, so a zero counts only where it is not.
         """
@@ -260,11 +263,11 @@ class View:
         return torch.where(finite.reshape(-1, 1, 1, 1), slope, 0.0)
 
     def _probe_pixels(self, at: Tensor, images: Tensor, draws: Draws, backward: Backward) -> None:
-        """Ask a few pixels of a few images, once a view and backward pass, whether they have a gradient."""
+        """Test a few pixels of a few images for a gradient, once for each backward pass of a view."""
         if backward in self._probed or self._defended.defense.randomness == "per-input":
             return  # a moved pixel would draw anew
         self._probed.add(backward)
-        few = slice(0, dead_pixels.IMAGES)
+        few = self._few
         step = min(self._threat.epsilon, dead_pixels.LARGEST_STEP)
         probed, dead = dead_pixels.probe(self._defended, images[few], draws[few], backward, step)
         self.evidence.probed_pixels.index_add_(0, at[few], probed)
@@ -279,10 +282,10 @@ class View:
 
 
 class _Module(nn.Module):
-    """The view as a module for library attacks. The weights are no submodule: out of reach.
+    """The view as a module for attacks of other libraries. The weights are no submodule, so out of reach.
 
-    Libraries drop and repeat images as they like; a row is matched to its sample by position where
-    the count fits, else by the nearest original image.
+    Libraries drop and repeat images as they like. A row is matched to its sample by position where the count
+    fits, else by the nearest original image.
     """
 
     def __init__(self, view: View, batch: Batch, draws: Draws) -> None:
@@ -303,7 +306,7 @@ class _Module(nn.Module):
         view._need("gradients")
         at = view._positions(draws)
         view._spend(at, images)
-        # The hook hangs on an alias: a library that hands in one leaf at every step would gather hooks
+        # The hook is on an alias: a library that passes the same leaf at every step would gather hooks
         # on it, each counting every backward.
         pixels = images.view_as(images)
         right: Tensor  # known by the time that the hook runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from .conftest import accuracy, attacked
 
 EPSILON, STEP_SIZE, STEPS = 0.1, 0.02, 20
 LINF = ThreatModel(epsilon=EPSILON)
-POINT = 0.01
+POINT = 0.01 + 1e-6
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +123,17 @@ def test_square_is_within_two_points_of_torchattacks(digits, monkeypatch):
     """Random searches: two points, as one seed and another differ by one. And torchattacks' squares,
     like AutoAttack's, never touch the last row and column, which here makes 4 points on their own."""
     model, batch = digits[0], digits[1][:200]
-    found = accuracy(model, by_torchattacks("Square", model, batch, n_queries=400), batch)
-    whole = accuracy(model, attacked(Square(queries=400), model, batch, LINF), batch)
+
+    def mean(run: Callable[[int], Tensor]) -> float:
+        """Return the accuracy under an attack, the mean of four seeds."""
+        return sum(accuracy(model, run(seed), batch) for seed in range(4)) / 4
+
+    def ours() -> float:
+        return mean(lambda seed: attacked(Square(queries=400), model, batch, LINF, seed=seed))
+
+    found = mean(lambda seed: by_torchattacks("Square", model, batch, n_queries=400, seed=seed))
+
+    whole = ours()
     squares = square._squares
     monkeypatch.setattr(
         square,
@@ -132,8 +142,7 @@ def test_square_is_within_two_points_of_torchattacks(digits, monkeypatch):
             squares(draws, min(side, height - 1), height - 1, width - 1), (0, 1, 0, 1)
         ),
     )
-    native = accuracy(model, attacked(Square(queries=400), model, batch, LINF), batch)
-    assert abs(native - found) <= 2 * POINT
+    assert abs(ours() - found) <= 2 * POINT
     assert whole <= found
 
 

@@ -220,16 +220,16 @@ def test_the_result_is_in_the_ball_and_the_box(epsilon, norm, keep, steps, rando
         torch.arange(5) % 3,
         torch.arange(5),
     )
-    threat = ThreatModel(epsilon=epsilon, norm=norm)
+    threat = ThreatModel(epsilon=min(epsilon, 1.0) if norm == "linf" else epsilon, norm=norm)
     attack = PGD(steps=steps, keep=keep, random_start=random_start)
     found = attacked(attack, model, batch, threat)
-    assert (norms(found - batch.images, norm) <= epsilon + TOLERANCE).all()
+    assert (norms(found - batch.images, norm) <= threat.epsilon + TOLERANCE).all()
     assert found.min() >= 0 and found.max() <= 1
 
 
 @pytest.mark.parametrize(
     ("steps", "epsilon", "expected"),
-    [(1, 0.3, 0.3), (2, 0.3, 0.15), (7, 8 / 255, 2 / 255), (40, 0.3, 0.01875), (1000, 8, 0.02)],
+    [(1, 0.3, 0.3), (2, 0.3, 0.15), (7, 8 / 255, 2 / 255), (40, 0.3, 0.01875), (1000, 0.8, 0.002)],
 )
 def test_default_step_size(steps, epsilon, expected):
     threat = ThreatModel(epsilon=epsilon)

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from harness.cli.main import main
 from harness.cli.run import show
 from harness.evaluation import planning
 from harness.paper import expansion, protocol
-from harness.random import Draws
 from harness.results.records import Failure, Record
 from harness.spec import parse
 from harness.storage.store import Store
@@ -108,32 +106,6 @@ def test_each_doubt_is_explained_once_with_the_cells_that_it_concerns(
     ]
     del results[1:]
     assert doubts()[0] == f"scaled-down: fgsm on {label}: few"
-
-
-def test_masks_do_not_depend_on_order_or_batch_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every mask that a run draws is told apart by its whole place, and must come out the same."""
-    seen: dict[tuple[float, ...], bytes] = {}
-    original = Draws.bernoulli
-
-    def watched(self: Draws, probability: float, *shape: int, lane: str = "") -> torch.Tensor:
-        masks = original(self, probability, *shape, lane=lane)
-        levels = torch.as_tensor(probability).expand(len(masks)).tolist()
-        for sample, level, mask in zip(self.ids.tolist(), levels, masks, strict=True):
-            place = (self.seed, self.role, self.step, self.draw, sample, level, mask.numel())
-            packed = mask.numpy().tobytes()
-            assert seen.setdefault(place, packed) == packed
-        return masks
-
-    monkeypatch.setattr(Draws, "bernoulli", watched)
-    defenses = ["--defense", "menet-usvt", "--defense", "menet-usvt(p_low=0.8,p_high=1)"]
-    attacks = ["--attack", "bpda(steps=3)", "--attack", "pgd(steps=2)"]
-    assert run(tmp_path / "a", *defenses, *attacks, "--batch-size", "7").exit_code == 0
-    first = dict(seen)
-    back = [*defenses[2:], *defenses[:2], *attacks[2:], *attacks[:2]]
-    assert run(tmp_path / "b", *back, "--batch-size", "30").exit_code == 0
-    assert seen == first and len(first) > 1000
 
 
 def test_adversarial_training_and_madry(tmp_path: Path) -> None:

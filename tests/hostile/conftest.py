@@ -72,7 +72,7 @@ Both = Callable[..., Record | Failure]
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The honest cell, and the target of the hostile ones, from processes that met nobody else."""
     folder = tmp_path_factory.mktemp("fresh") / "store"
     found = runner(folder, isolate=True).run([HONEST, cell(target(0), Spec("clean"))])
@@ -81,7 +81,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def both(reference: Path, tmp_path: Path) -> Both:
+def both(undisturbed: Path, tmp_path: Path) -> Both:
     """Run a hostile cell and then the honest one; return what came of the first."""
 
     def run(
@@ -92,15 +92,15 @@ def both(reference: Path, tmp_path: Path) -> Both:
         if trained:  # the hostile cell's target: its training is no part of the case
             own = working.model_store.store.checkpoint_path(working.model_store.key(first.target))
             own.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(reference / "checkpoints" / own.name, own)
+            shutil.copy(undisturbed / "checkpoints" / own.name, own)
         found, honest = working.run([first, HONEST])
         assert isinstance(honest, Record), honest
         for pattern in (
             f"records/{honest.key}.json",
             f"checkpoints/{working.model_store.key(HONEST.target)}.safetensors",
         ):
-            assert (folder / pattern).read_bytes() == (reference / pattern).read_bytes(), pattern
-        attacked = [each for each in (reference / "progress").glob("*/*") if each.is_file()]
+            assert (folder / pattern).read_bytes() == (undisturbed / pattern).read_bytes(), pattern
+        attacked = [each for each in (undisturbed / "progress").glob("*/*") if each.is_file()]
         assert attacked
         return found
 

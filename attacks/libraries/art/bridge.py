@@ -42,7 +42,7 @@ _FREE = ("SimBA", "Wasserstein")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toolbox(library_attack.LibraryAttack):
-    """Run an attack of the toolbox."""
+    """An attack of the toolbox."""
 
     library = "art"
     sheets = SHEETS
@@ -143,7 +143,7 @@ def _multiprocess() -> Iterator[None]:
 
 @attacks.bridge("art")
 def make(rest: str) -> Callable[..., Toolbox]:
-    """Find the evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
+    """Evasion attacks of the toolbox by their class names: `art:ProjectedGradientDescent`."""
     sheet = library_attack.sheet_of("art", SHEETS, rest)
 
     def build(**parameters: Any) -> Toolbox:

@@ -1,7 +1,7 @@
 """The attacks of foolbox (Rauber et al. 2020) as attacks of the harness.
 
-The attacks' `run` is called, not `__call__`: that one clips minimum-norm results to the ball and judges
-them itself, which is the harness's work.
+The attacks' `run` is called, not `__call__`, which would clip minimum-norm results to the ball and judge
+them itself: that is left to the harness.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SUPPLIED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Foolbox(library_attack.LibraryAttack):
-    """Run an attack of foolbox."""
+    """An attack of foolbox."""
 
     library = "foolbox"
     sheets = SHEETS
@@ -119,7 +119,7 @@ def missing(name: str) -> str:
 
 
 class Nearest:
-    """Remember the nearest (L2) misclassified image of each sample among the queries, else the original."""
+    """The nearest (L2) misclassified image of each sample among the queries, else the original."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch

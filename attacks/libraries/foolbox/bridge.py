@@ -13,7 +13,7 @@ from harness.registry import attacks
 
 @attacks.bridge("foolbox")
 def make(rest: str) -> Callable[..., Foolbox]:
-    """Find the attacks of foolbox by their class names: `foolbox:LinfPGD`."""
+    """Attacks of foolbox by their class names: `foolbox:LinfPGD`."""
     sheet = library_attack.sheet_of("foolbox", SHEETS, rest)
 
     def build(**parameters: Any) -> Foolbox:

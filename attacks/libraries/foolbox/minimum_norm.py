@@ -20,7 +20,7 @@ from harness.types import Attack, Batch, Perturbed, ThreatModel, Victim
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Nearest(Attack):
-    """Give a minimum-norm attack of foolbox a name of its own. Abstract."""
+    """A minimum-norm attack of foolbox under a name of its own. Abstract."""
 
     norms = BOTH
     bounded = False
@@ -30,7 +30,7 @@ class _Nearest(Attack):
         """Return foolbox's attack with the parameters of this one."""
 
     def check(self, victim: Victim, threat: ThreatModel) -> None:
-        """Raises HarnessError where this attack cannot serve."""
+        """Raise HarnessError where this attack cannot be used."""
         super().check(victim, threat)
         self.foolbox().check(victim, threat)
 

@@ -29,12 +29,12 @@ _SUPPLIED = {
 }
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _NUDGE = 1e-4
-"""How far pixels of exactly 0 and 1 are moved in before CW, whose tanh space has them at infinity."""
+"""Distance by which pixels of exactly 0 and 1 are moved inwards before CW, which has them at infinity."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Torchattacks(library_attack.LibraryAttack):
-    """Run an attack of torchattacks."""
+    """An attack of torchattacks."""
 
     library = "torchattacks"
     sheets = SHEETS
@@ -88,7 +88,7 @@ class Torchattacks(library_attack.LibraryAttack):
 
 @attacks.bridge("torchattacks")
 def make(rest: str) -> Callable[..., Torchattacks]:
-    """Find the attacks of torchattacks by their class names: `torchattacks:PGD`."""
+    """Attacks of torchattacks by their class names: `torchattacks:PGD`."""
     sheet = library_attack.sheet_of("torchattacks", SHEETS, rest)
 
     def build(**parameters: Any) -> Torchattacks:

@@ -1,4 +1,4 @@
-"""Draw curves of robust accuracy: against steps with the paper's own behind, epsilon, draws, queries."""
+"""Draw curves of robust accuracy against steps (with the paper's own curve), epsilon, draws or queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Point = tuple[float, Share]
 
 
 def steps(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """Draw a panel for each value of the first label: what was measured, and the paper's curve behind it."""
+    """Draw a panel for each value of the first label: the measured curve, with the paper's behind it."""
     numbers = results.numbers(table, profile)
     panels = list(dict.fromkeys(row.labels[0] for row in table.rows))
     methods = list(dict.fromkeys(row.labels[-1] for row in table.rows))
@@ -128,7 +128,7 @@ def curve(table: Protocol, profile: Profile, results: Results) -> Drawing:
 
 
 def _trace(number: Number) -> list[Point]:
-    """Return what each number of steps would have left, mean over the seeds; it ends at the number itself."""
+    """Return the robust accuracy after each number of steps, mean over seeds, up to the number itself."""
     if not number.records or number.measured is None:
         return []
     last = steps_of(number.records[0].cell.attack)
@@ -145,7 +145,7 @@ def _trace(number: Number) -> list[Point]:
 
 
 def _claimed(table: Protocol, number: Number) -> list[Claim]:
-    """Return the points of the paper's curve for a row: none where the row has other keep probabilities."""
+    """Return the points of the paper's curve for a row; none where the row has other keep probabilities."""
     settings = number.place.settings
     spec = parse(settings.defense or "")
     defense, p = spec.name, keep_probabilities(spec)
@@ -173,7 +173,7 @@ def _measured(axes: Any, points: Sequence[Point], colour: str, marker: str) -> A
 
 
 def _keys(number: Number) -> str:
-    """Return the keys of the records behind a number, one a seed."""
+    """Return the keys of the records behind a number, one for each seed."""
     return " ".join(record.key for record in number.records)
 
 

@@ -20,13 +20,13 @@ FOLDER = "figures"
 
 
 def write(table: Protocol, profile: Profile, results: Results) -> list[Path]:
-    """Write a figure's three files under `figures/` of the results folder; a note where data is missing."""
+    """Write a figure's three files to `figures/` of the results folder; without data, they say so."""
     drawing = draw(table, profile, results)
     return style.save(drawing, results.store.results / FOLDER, table.name)
 
 
 def draw(table: Protocol, profile: Profile, results: Results) -> Drawing:
-    """Draw a protocol's figure from what the results folder holds."""
+    """Draw a protocol's figure from the content of the results folder."""
     if table.kind == "ranks":
         return _stored(table, results, RankData, draw_ranks)
     if table.kind == "masks":
@@ -54,7 +54,7 @@ def _stored(
 
 
 def empty(table: Protocol, reason: str) -> Drawing:
-    """Draw a figure that says why there is none: never an old one."""
+    """Draw a figure that gives the reason for missing data, so that no old figure remains."""
     with style.applied():
         figure = Figure(figsize=(6, 1.6))
         figure.suptitle(table.title)
@@ -67,7 +67,7 @@ def empty(table: Protocol, reason: str) -> Drawing:
 
 @style.styled
 def draw_ranks(table: Protocol, data: RankData) -> Drawing:
-    """Draw histogram and empirical CDF of the approximate rank, a panel for each dataset."""
+    """Draw the histogram and the empirical CDF of the approximate rank, in a panel for each dataset."""
     count = len(data.datasets)
     figure = Figure(figsize=(3.1 * count, 2.9))
     rows: list[tuple[object, ...]] = []
@@ -103,7 +103,7 @@ def draw_ranks(table: Protocol, data: RankData) -> Drawing:
 
 @style.styled
 def draw_masks(table: Protocol, data: MaskData) -> Drawing:
-    """Draw one image under masks, a row for what each defense makes of it."""
+    """Draw one image under masks, with a row for the reconstructions of each defense."""
     columns, lines = len(data.probabilities), len(data.rows)
     figure = Figure(figsize=(0.95 * columns + 1.4, 1.02 * lines + 0.8))
     errors = dict(data.errors)
@@ -150,7 +150,7 @@ def _show(axes: Any, picture: Picture) -> None:
 
 @style.styled
 def draw_clouds(table: Protocol, data: FeatureData) -> Drawing:
-    """Draw t-SNE, a panel for each model and kind of image; classes by colour and marker."""
+    """Draw t-SNE in a panel for each model and kind of image, with classes by colour and marker."""
     if not data.clouds:
         return empty(table, "; ".join(data.missing))
     labels = list(dict.fromkeys(cloud.label for cloud in data.clouds))

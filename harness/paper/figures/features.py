@@ -1,4 +1,4 @@
-"""Prepare penultimate features on clean and attacked images: what Figures 4 and 5, and the gallery, show."""
+"""Prepare the penultimate features behind Figures 4 and 5, and the attacked images of the gallery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXAMPLES, _SHELVES = 4, 12
 
 
 def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runner: Runner) -> None:
-    """Store what a figure is drawn from that needs more than records, unless it is there."""
+    """Store the data of a figure that needs more than records, unless it is there."""
     model_store = runner.model_store
     if table.kind in ("ranks", "masks"):
         try:
@@ -47,7 +47,7 @@ def prepare(table: Protocol, profile: Profile, datasets: Mapping[str, str], runn
 
 
 def attacked(current: Plan, runner: Runner) -> dict[int, Tensor]:
-    """Return the stored images of a cell by position in the test set; empty where they were cleaned away."""
+    """Return the stored images of a cell by position in the test set; empty where they were deleted."""
     folder = runner.store.progress_folder(current.generation_key)
     return batches.images(folder, current.resolved.limit)
 
@@ -118,7 +118,7 @@ def _cloud(
 
 
 def _distances(features: Tensor, labels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return quantiles of the Euclidean distances between pairs of one class, and of two."""
+    """Return quantiles of the Euclidean distances between pairs of one class, and of two classes."""
     first, second = torch.triu_indices(len(labels), len(labels), offset=1)
     distances = torch.pdist(features.double())
     same = labels[first] == labels[second]
@@ -134,7 +134,7 @@ def _quantiles(values: Tensor) -> tuple[float, ...]:
 
 
 def _embedded(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the plane of t-SNE (van der Maaten and Hinton 2008), from a fixed start."""
+    """Return (x, y) of t-SNE in the plane (van der Maaten and Hinton 2008), from a fixed start."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
@@ -149,10 +149,10 @@ def _embedded(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def prepare_gallery(cells: Sequence[Cell], results: Sequence[Record], runner: Runner) -> None:
-    """Store a few attacked images of each target, of the attack that did most harm.
+    """Store a few attacked images of each target, made by the attack that did most harm.
 
     Args:
-        cells: those of this run: a record may answer one that is spelled differently.
+        cells: the cells of this run; a record may answer one that is spelled differently.
         results: all records of the folder.
     """
     chosen = _harmful(results)
@@ -192,7 +192,7 @@ def _shelf(current: Plan, record: Record, runner: Runner) -> Shelf | None:
     model_store = runner.model_store
     stored = attacked(current, runner) if current.key == record.key else {}
     positions = sorted(stored)[:_EXAMPLES]
-    if not positions:  # cleaned away, or of other code or data than is here
+    if not positions:  # deleted, or made by other code or data
         return None
     test = model_store.dataset(record.cell.target.dataset, "test")
     defended = model_store.obtain(record.cell.target)

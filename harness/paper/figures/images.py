@@ -1,4 +1,4 @@
-"""Prepare figures that look at images alone: approximate ranks, and masks with their reconstructions."""
+"""Prepare the figures that need only images: approximate ranks, and masks with their reconstructions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHUNK = 1000
 
 
 def to_picture(image: Tensor) -> Picture:
-    """Turn an image (C, H, W) in [0, 1] into eight bits a value."""
+    """Return an image (C, H, W) in [0, 1] as a picture of eight bits a value."""
     octets = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return picture(octets.shape, octets.contiguous().numpy().tobytes())
 
@@ -33,7 +33,7 @@ def to_picture(image: Tensor) -> Picture:
 
 
 Ranking = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W) to approximate ranks (N,) int64."""
+"""A function from images (N, C, H, W) to approximate ranks (N,) int64."""
 
 
 def ranking(text: str) -> Ranking:
@@ -80,11 +80,11 @@ def rank_data(
     report: Reporter,
     kept: RankData | None = None,
 ) -> RankData:
-    """Count the ranks of several datasets' test images; datasets that are not here are named.
+    """Count the ranks of several datasets' test images; datasets that are not available are named.
 
     Args:
-        defense: the one whose hook `approximate_rank` ranks the images.
-        kept: what an earlier run found; taken as it is where it is of the same images.
+        defense: the defense whose hook `approximate_rank` ranks the images.
+        kept: the result of an earlier run, which is returned where it is of the same images.
     """
     loaded, missing = [], []
     for name in dict.fromkeys(names):
@@ -117,9 +117,9 @@ def mask_data(
     data_dir: Path | None,
     report: Reporter,
 ) -> MaskData:
-    """Put one test image under masks of every probability, and what each defense makes of it.
+    """Return one test image under masks of every probability, with each defense's reconstructions.
 
-    A defense must have `p_low` and `p_high`; all see the same masks.
+    Every defense must have `p_low` and `p_high`; all see the same masks.
     """
     dataset = data.load(name, "test", data_dir=data_dir, reporter=report)
     if not 0 <= position < len(dataset):
@@ -167,12 +167,12 @@ def prepare(
     data_dir: Path | None,
     report: Reporter,
 ) -> None:
-    """Store what `ranks` and `masks` figures are drawn from."""
+    """Store the data of `ranks` and `masks` figures."""
     names = [datasets.get(name, name) for name in table.datasets]
     if table.kind == "ranks":
         count = min(table.images, profile.images or table.images)
         kept = store.read_spare(FOLDER, table.name, RankData)
-        # A table of one's own may leave out who ranks: then as in the paper's figure.
+        # A user's protocol may leave out the defense that ranks: then it is that of the paper's figure.
         ranked = (table.defenses or protocol.load("figure1").defenses)[0]
         found: object = rank_data(names, count, ranked, data_dir=data_dir, report=report, kept=kept)
     else:

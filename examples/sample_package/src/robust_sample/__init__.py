@@ -17,7 +17,7 @@ from harness.types import Access, Attack, Batch, Defense, Perturbed, ThreatModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSigns(Attack):
-    """Corners of the ball at random: the first that is misclassified is kept."""
+    """Random search among corners of the ball: the first that is misclassified is kept."""
 
     access: ClassVar[Access] = "labels"
 
@@ -41,7 +41,7 @@ class RandomSigns(Attack):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flip(Defense):
-    """Every image is mirrored or not, by a coin."""
+    """Random mirroring: each image is flipped with probability one half."""
 
     randomised: ClassVar[bool] = True
 
@@ -53,13 +53,13 @@ class Flip(Defense):
 
 
 def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """One linear layer."""
+    """Return a model of one linear layer."""
     channels, height, width = shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
 
 
 def stripes(split: str, folder: Path, *, count: int = 200) -> Samples:
-    """Rows, columns and flat grey, 12 x 12, drawn on the spot."""
+    """Draw images of 12 x 12: rows, columns and flat grey."""
     generator = torch.Generator().manual_seed(0 if split == "train" else 1)
     labels = torch.arange(count) % 3
     waves = torch.rand(count, 12, 1, generator=generator).expand(-1, -1, 12)
