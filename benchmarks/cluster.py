@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cells import plugins
 from harness.cells.cells import Cell, Target
-from harness.evaluation.runner import source_of
+from harness.evaluation.plans import source_of
 from harness.executors.ray import parts
 from harness.paper import expansion, protocol
 from harness.registry import models

@@ -33,7 +33,9 @@ class Unguarded(Generation):
     """The same attack without the guards."""
 
     @contextlib.contextmanager
-    def _watched(self, changed: list[str], process: list[str]) -> Iterator[None]:
+    def _watched(
+        self, changed: list[str], process: list[str], rows: slice | None
+    ) -> Iterator[None]:
         yield
 
 

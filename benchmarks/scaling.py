@@ -89,7 +89,8 @@ def scheduler(arguments: argparse.Namespace, folder: Path) -> bool:
 
     from harness.cells import defaults
     from harness.cells.cells import Cell, Target
-    from harness.evaluation.runner import Runner, plan
+    from harness.evaluation.plans import plan
+    from harness.evaluation.runner import Runner
     from harness.results.records import Record, Timing
     from harness.storage.progress import Silent
     from harness.storage.store import Store

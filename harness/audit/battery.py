@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -14,7 +15,8 @@ from harness.audit.verdict import conclude, report
 from harness.cells.cells import Cell, Target
 from harness.evaluation import suites
 from harness.evaluation.calibrate import Pace, measure_pace
-from harness.evaluation.runner import Elsewhere, Runner, plan
+from harness.evaluation.plans import plan
+from harness.evaluation.runner import Elsewhere, Runner
 from harness.evaluation.suites import Entry
 from harness.random import Draws, Role
 from harness.registry import attacks
@@ -196,13 +198,7 @@ class Battery:
             self._tried.append(dataclasses.replace(tried, untested=needs))
             return
         try:
-            runner = Runner(
-                model_store=self.model_store,
-                batch_size=self.batch_size,
-                elsewhere=self.elsewhere,
-                isolate=self.isolate,
-            )
-            (result,) = runner.run([cell])
+            (result,) = self._runner.run([cell])
         except BudgetSpent:
             cut = "cut off by the budget; the same command again goes on with it"
             self._tried.append(dataclasses.replace(tried, untested=cut))
@@ -213,6 +209,16 @@ class Battery:
         else:
             reason = f"{result.kind}: {result.reason}"
             self._tried.append(dataclasses.replace(tried, untested=reason))
+
+    @functools.cached_property
+    def _runner(self) -> Runner:
+        """One for all cells: it knows what guests did to the process in the cells before."""
+        return Runner(
+            model_store=self.model_store,
+            batch_size=self.batch_size,
+            elsewhere=self.elsewhere,
+            isolate=self.isolate,
+        )
 
     def _stability(self, defended: Defended, size: _Size) -> None:
         """Check for randomness that the defense does not declare: two queries under one draw must agree."""
@@ -238,8 +244,7 @@ class Battery:
     def _randomness(self, defended: Defended, record: Record) -> None:
         """Check that accuracy on an attack's images does not depend on whose draws are used."""
         name = "the judge's draws, an attack's, those of no run, and one for all images"
-        runner = Runner(model_store=self.model_store, batch_size=self.batch_size)
-        shard = runner.attack(plan(record.cell, self.model_store))[0]
+        shard = self._runner.attack(plan(record.cell, self.model_store))[0]
         test = self.model_store.dataset(self.target.dataset, "test")
         batch = shard.batch(test, self.model_store.device)
         attacked = dataclasses.replace(batch, images=shard.images.to(batch.images))

@@ -50,5 +50,5 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise HarnessError(f"a budget of {text!r}: write 90s, 10m or 2h", page="flags")
+        raise HarnessError(f"a time of {text!r}: write 90s, 10m or 2h", page="flags")
     return value

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.audit.rescore import Rescoring
 from harness.random import Draws, Role, content_ids
 from harness.results.consistency import changed_answers
-from harness.targets.views import LOOKS
+from harness.targets.views import FEWER_LOOKS, LOOKS
 
 MOVED = 0.1
 """Share of the range of an image's logits beyond which a change is no rounding."""
@@ -26,15 +26,7 @@ def looks(again: Rescoring, *, replay: bool) -> dict[str, int]:
     Args:
         replay: whether the attack asked this very model, so that its questions can be asked again.
     """
-    first = next((each for each in again.stored.batches if int(each[0]) == 0), None)
     found = dict.fromkeys(("asked", "alone", "later", "gradients", "replayed", "attack"), 0)
-    if first is None:
-        return found
-    seed = again.record.cell.target.seed
-    ids = again.batch.ids[first]
-    shown, originals = again.shown[first], again.batch.images[first][:LOOKS]
-    few = shown[:LOOKS]
-    count = len(few)
 
     def answer(images: Tensor, draws: Draws, *, gradients: bool = False) -> Tensor:
         pixels = images.to(again.device)
@@ -44,23 +36,30 @@ def looks(again: Rescoring, *, replay: bool) -> dict[str, int]:
                 pixels = pixels.clone().requires_grad_(True)
             return again.target.logits(pixels, place).detach().double().cpu()
 
-    score = Draws(seed, ids, Role.SCORE)
-    unmet = Draws(seed, content_ids(few), Role.AUDIT, step=1)
-    among = answer(shown, score)[:count]
-    alone = answer(few, score[:count])
-    new = answer(few, unmet)
-    # Beside the originals under the same draws, and in the reverse order.
-    mixed = torch.cat((few.flip(0), originals.flip(0)))
-    doubled = dataclasses.replace(unmet, ids=torch.cat((unmet.ids.flip(0), unmet.ids.flip(0))))
-    later = answer(mixed, doubled)[:count].flip(0)
-    slope = answer(few, unmet, gradients=True)
-    found["asked"] = count
-    for name, one, other in (
-        ("alone", among, alone),
-        ("later", new, later),
-        ("gradients", new, slope),
-    ):
-        found[name] = int(_moved(one, other).sum())
+    seed = again.record.cell.target.seed
+    for batch in again.stored.batches:
+        ids = again.batch.ids[batch]
+        number = LOOKS if int(batch[0]) == 0 else FEWER_LOOKS
+        shown, originals = again.shown[batch], again.batch.images[batch][:number]
+        few = shown[:number]
+        count = len(few)
+        score = Draws(seed, ids, Role.SCORE)
+        unmet = Draws(seed, content_ids(few), Role.AUDIT, step=1)
+        among = answer(shown, score)[:count]
+        alone = answer(few, score[:count])
+        new = answer(few, unmet)
+        # Beside the originals under the same draws, and in the reverse order.
+        mixed = torch.cat((few.flip(0), originals.flip(0)))
+        doubled = dataclasses.replace(unmet, ids=torch.cat((unmet.ids.flip(0), unmet.ids.flip(0))))
+        later = answer(mixed, doubled)[:count].flip(0)
+        slope = answer(few, unmet, gradients=True)
+        found["asked"] += count
+        for name, one, other in (
+            ("alone", among, alone),
+            ("later", new, later),
+            ("gradients", new, slope),
+        ):
+            found[name] += int(_moved(one, other).sum())
     known: set[int] = set()
     otherwise: set[int] = set()
     for question in again.stored.asked if replay else ():

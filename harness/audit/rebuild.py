@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.audit.rescore import Predictions, leaving
 from harness.audit.stored import END, StoredImages
 from harness.cells import plugins
-from harness.evaluation.runner import Plan
+from harness.evaluation.plans import Plan
 from harness.results import flags
 from harness.results.records import Accuracy, Record, TracePoint, pack, unpack
 from harness.types import Batch, Dataset

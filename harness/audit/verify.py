@@ -18,7 +18,7 @@ from harness.audit.looks import looks, settled
 from harness.audit.rebuild import rebuild
 from harness.audit.rescore import Rescoring, leaving
 from harness.audit.stored import MissingEvidence, generation_key, impossible, read
-from harness.evaluation.runner import Plan, plan
+from harness.evaluation.plans import Plan, plan
 from harness.random import Role
 from harness.results.records import Record, unpack
 from harness.storage import keys

@@ -18,20 +18,35 @@ from typing import Any
 
 _MODULES = {
     "builtins",
+    "copy",
     "dataclasses",
+    "functools",
     "hashlib",
+    "io",
     "json",
     "math",
     "msgspec",
+    "msgspec.json",
     "numpy",
+    "numpy.random",
+    "operator",
     "os",
+    "pathlib",
+    "posixpath",
     "random",
+    "safetensors",
     "safetensors.torch",
+    "struct",
     "time",
     "torch",
+    "torch._C._nn",
     "torch.autograd",
+    "torch.nn",
     "torch.nn.functional",
+    "torch.nn.init",
+    "torch.optim",
     "torch.random",
+    "zlib",
 }
 _PACKAGES = ("harness.", "torch.nn.modules.", "torch.optim.", "torch.autograd.", "torch._tensor")
 _USER_FILE = "harness_file_"
@@ -100,6 +115,9 @@ def restore(before: list[Namespace]) -> list[str]:
                     found.append(f"code of {space.label}.{function.__name__}")
             if not space.is_whole() and not _has_grown(space):
                 found.append(f"{space.label} (it cannot be put back)")
+        if isinstance(space.owner, ModuleType) and sys.modules.get(space.label) is not space.owner:
+            sys.modules[space.label] = space.owner
+            found.append(f"module {space.label}")
         for name, value in space.constants.items():
             held = space.values[name]
             if held != value:
@@ -125,16 +143,21 @@ def _owners(name: str, module: ModuleType) -> Iterator[tuple[Any, str]]:
     yield module, name
     if name != "builtins":
         for key, value in list(vars(module).items()):
-            if isinstance(value, type) and value.__module__ == name:
+            if isinstance(value, type) and value.__module__ == name and not _is_legacy(name, key):
                 yield value, f"{name}.{key}"
+
+
+def _is_legacy(module: str, name: str) -> bool:
+    """Return whether a class is one of torch's old ones for each dtype, which are never asked for."""
+    return module == "torch" and name.endswith("Tensor") and name != "Tensor"
 
 
 def _namespace(owner: Any, label: str) -> Namespace:
     values = dict(vars(owner))
     own = label.startswith("harness.")
     functions = (
-        [each for each in values.values() if type(each) is FunctionType]
-        if own or label.startswith(("torch.nn.", "torch._tensor"))
+        [each for value in values.values() for each in _functions(value)]
+        if own or label.startswith(("torch.nn.", "torch.optim.", "torch._tensor"))
         else []
     )
     constants = (
@@ -155,6 +178,22 @@ def _namespace(owner: Any, label: str) -> Namespace:
         list(map(_facts, functions)),
         constants,
     )
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    """Return the functions behind a name: of a method of the class, a property, or a cached function, too."""
+    if isinstance(value, property):
+        inner = [value.fget, value.fset]
+    elif isinstance(value, functools.cached_property):
+        inner = [value.func]
+    else:
+        inner = [value, getattr(value, "__func__", None), _wrapped(value)]
+    return [each for each in inner if type(each) is FunctionType]
+
+
+def _wrapped(value: Any) -> Any:
+    """Return what a decorator wraps, where it says so."""
+    return None if isinstance(value, type) else getattr(value, "__wrapped__", None)
 
 
 _facts = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")

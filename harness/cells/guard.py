@@ -51,6 +51,25 @@ def watched(*, noted: bool = True, keep: Collection[str] = ()) -> Iterator[list[
             history.extend(found)
 
 
+_LATE = (process.RANDOM, process.PATH, process.THREADS)
+"""What the engine itself moves between two calls of guests."""
+
+
+class Baseline:
+    """Code and process as they are when a run begins, to compare between its cells: what a guest leaves
+    behind may act after its call, when it is freed or called back."""
+
+    def __init__(self) -> None:
+        process.warm()
+        self._functions, self._facets = code.read(), process.read()
+
+    def restore(self) -> list[str]:
+        """Put back what differs; return the names of it, which go into the history, too."""
+        found = [*code.restore(self._functions), *process.restore(self._facets, _LATE)]
+        history.extend(found)
+        return found
+
+
 def is_dirty(since: int = 0) -> bool:
     """Return whether guests changed the process after the first `since` entries of its history.
 

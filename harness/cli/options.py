@@ -68,7 +68,14 @@ def assignment(text: str) -> tuple[str, str]:
     return key.strip().replace("-", "_"), value.strip()
 
 
-NUMBER, MEMORY = _Read("number", number), _Read("size", size)
+def _seconds(text: str) -> float:
+    """Return the seconds of `90s`, `10m` or `2h`; raise HarnessError for anything else."""
+    from harness.audit.budget import seconds  # it imports torch
+
+    return seconds(text)
+
+
+NUMBER, MEMORY, TIME = _Read("number", number), _Read("size", size), _Read("time", _seconds)
 
 
 def assignments(flag: str, name: str, said: str | None = None) -> Callable[[F], F]:
@@ -109,8 +116,8 @@ ISOLATE = click.option(
 )
 CELL_LIMIT = click.option(
     "--cell-limit",
-    type=NUMBER,
-    help="Seconds after which an isolated cell is ended, in case a guest hangs.",
+    type=TIME,
+    help="Time that an isolated cell may take, for guests that hang: 90s, 10m.",
 )
 STRICT = click.option(
     "--strict", is_flag=True, help="Exit status 3 where a number is flagged (except scaled-down)."

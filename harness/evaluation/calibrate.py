@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.cells.cells import Target
-from harness.evaluation.runner import Plan, Runner
+from harness.evaluation.plans import Plan
+from harness.evaluation.runner import Runner
 from harness.random import Draws, Role
 from harness.registry import attacks, models
 from harness.spec import build

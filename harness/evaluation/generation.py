@@ -25,6 +25,8 @@ from harness.targets.integrity import ImageState, ModelState
 from harness.targets.views import Evidence, QueryBudgetSpent, Question, View
 from harness.types import Attack, Batch, Dataset, HarnessError, Perturbed, ThreatModel
 
+_GIVEN = ("images", "labels", "ids")
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -156,6 +158,9 @@ class Generation:
 
     def _perturb(self, positions: Tensor, advance: Callable[[float], None]) -> Shard:
         attack, threat = self.attack, self.threat
+        changed: list[str] = []
+        rows = slice(int(positions[0]), int(positions[-1]) + 1)
+        process = self._images.restore(rows)  # the attack on another batch may have edited them
         batch = self.test.batch(positions).to(self.device)
         started = time.monotonic()
         log.event("batch started", self.title, batch=str(int(positions[0])))
@@ -191,15 +196,17 @@ class Generation:
             attack.check(view, threat)
             return _checked(attack.perturb(view, batch, threat, draws))
 
-        changed: list[str] = []
-        process: list[str] = []
-        with self._watched(changed, process):
+        last = int(self._done.sum()) + len(positions) == len(self.test)
+        with self._watched(changed, process, None if last else rows):
             try:
                 perturbed = guard.call(perturb, passes)
             except QueryBudgetSpent:
                 assert view.candidates is not None
                 perturbed = Perturbed(view.candidates)
-        batch = self.test.batch(positions).to(self.device)
+        given, batch = batch, self.test.batch(positions).to(self.device)
+        if any(not torch.equal(getattr(given, name), getattr(batch, name)) for name in _GIVEN):
+            process.append("the batch that the view compares with")
+            guard.history.append(process[-1])
         images = perturbed.images.detach()
         if images.shape != batch.images.shape:
             raise HarnessError(
@@ -224,15 +231,21 @@ class Generation:
         )
 
     @contextlib.contextmanager
-    def _watched(self, changed: list[str], process: list[str]) -> Iterator[None]:
-        """Restore victim, images, attack and process after the block; name changes in the two lists."""
+    def _watched(
+        self, changed: list[str], process: list[str], rows: slice | None
+    ) -> Iterator[None]:
+        """Restore victim, images, attack and process after the block; name changes in the two lists.
+
+        Args:
+            rows: the images to compare; all where None.
+        """
         own = dict(vars(self.attack))
         with guard.watched() as found:
             try:
                 yield
             finally:
                 changed += self._model.restore()
-                process += self._images.restore()
+                process += self._images.restore(rows)
                 now = vars(self.attack)
                 if any(now.get(name) is not value for name, value in own.items()):
                     now.update(own)

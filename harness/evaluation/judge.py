@@ -140,7 +140,8 @@ def judge(
     if clean is None:
         asked += [(batch.images, place) for place in places]
     own = len(asked)
-    second = _second_looks(scored, batch, seed, again)
+    place = places[_middle(scored, draws)] if again else score
+    second = _second_looks(scored, batch, place, again)
     asked += [*second, *((each.images, each.draws) for each in replayed)]
     logits = answers(defended, asked)
     returned = _predicted(logits[:draws], batch.ids)
@@ -149,8 +150,8 @@ def judge(
     looks = torch.zeros_like(invalid)
     if second:
         few = slice(0, len(second[0][0]))
-        found = [*logits[own : own + len(second)], _with_gradients(defended, *second[1])]
-        looks[few] = _compared(logits[0][few], found)
+        found = [*logits[own : own + len(second)], _with_gradients(defended, *second[2])]
+        looks[few] = _compared(logits[0][few], logits[place.draw][few], found)
     for question, answer in zip(replayed, logits[own + len(second) :], strict=True):
         _mark(looks, batch.ids, question, answer)
     adversarial = torch.where(invalid == 0, returned, clean)
@@ -171,22 +172,23 @@ def judge(
 
 
 def _second_looks(
-    scored: Tensor, batch: Batch, seed: int, count: int
+    scored: Tensor, batch: Batch, place: Draws, count: int
 ) -> list[tuple[Tensor, Draws]]:
     """Return repeated queries of the first images.
 
-    They are alone in the batch; then under draws that were never used, before and after a query of the
-    original images under the same draws.
+    They are alone in the batch, under the first of the judge's draws and at `place`; then under draws that
+    were never used, before and after a query of the original images under the same draws.
     """
     few = slice(0, count)
     images, originals = scored[few], batch.images[few]
     if not len(images):
         return []
-    new = Draws(seed, content_ids(images), Role.AUDIT, step=1)
+    new = Draws(place.seed, content_ids(images), Role.AUDIT, step=1)
     beside = dataclasses.replace(new, ids=new.ids.repeat(2).flip(0))
     company = torch.cat((originals, images)).flip(0)
     return [
-        (images, Draws(seed, batch.ids[few], Role.SCORE)),
+        (images, place.at(draw=0)[few]),
+        (images, place[few]),
         (images, new),
         (originals, new),
         (company, beside),
@@ -199,11 +201,18 @@ def _with_gradients(defended: Defended, images: Tensor, draws: Draws) -> Tensor:
         return defended.logits(images.detach().clone().requires_grad_(True), draws).detach()
 
 
-def _compared(first: Tensor, found: list[Tensor]) -> Tensor:
+def _middle(scored: Tensor, draws: int) -> int:
+    """Return the number of one of the judge's later draws, which follows from the images: a defense that lies
+    to all draws but the first cannot leave it out."""
+    return int(content_ids(scored).sum()) % (draws - 1) + 1 if draws > 1 else 0
+
+
+def _compared(first: Tensor, middle: Tensor, found: list[Tensor]) -> Tensor:
     """Return (n,) int8 bits of `LOOKS` for the answers to `_second_looks` and with gradients."""
-    alone, new, _, company, gradients = found
+    alone, again, new, _, company, gradients = found
     later = company.flip(0)[len(new) :]
-    bits = different(first, alone) * LOOKS["alone"] + different(new, later) * LOOKS["later"]
+    changed = different(first, alone) | different(middle, again)
+    bits = changed * LOOKS["alone"] + different(new, later) * LOOKS["later"]
     return (bits + different(new, gradients) * LOOKS["gradients"] + LOOKS["asked"]).to(torch.int8)
 
 

@@ -7,20 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, cast
 
-from harness.cells import defaults, guard, matrix, plugins
-from harness.cells.cells import Cell, Target
+from harness.cells import guard, matrix
+from harness.cells.cells import Cell
 from harness.cells.matrix import Matrix, Planned
 from harness.evaluation import summary
 from harness.evaluation.generation import Generation, Shard
+from harness.evaluation.plans import Plan, plan
 from harness.evaluation.scoring import Scoring
 from harness.registry import describe
 from harness.results.records import Failure, Record, Timing
-from harness.results.resolved import Resolved
 from harness.storage import keys, log, store
 from harness.storage.leases import Busy, Leases
-from harness.targets.source import TargetSource, resolve
+from harness.targets.source import TargetSource
 from harness.targets.training import Interrupted, Stop
-from harness.types import Access, Attack, HarnessError, Source, Victim
+from harness.types import Access, HarnessError, Victim
 
 _PAUSE = 0.5
 T = TypeVar("T")
@@ -68,68 +68,6 @@ _TRIES = 4
 """The most fresh processes for one cell: one attacks, the next one judges."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A cell with its plugins and keys."""
-
-    cell: Cell
-    attack: Attack
-    source: Target
-    """The model on which the images are made: the target itself, or the source of a transfer attack."""
-    resolved: Resolved
-    key: str
-    generation_key: str
-    """The key of the attacked images, which cells that score them differently share."""
-
-
-def plan(cell: Cell, model_store: TargetSource) -> Plan:
-    """Return the plugins and keys of a cell; nothing is trained.
-
-    Raises:
-        HarnessError: a plugin or parameter that does not exist, or an attack that cannot serve.
-    """
-    attack = plugins.attack(cell.attack)
-    source = source_of(cell.target, plugins.guarded(str(cell.attack), lambda: attack.source))
-    test = model_store.dataset(cell.target.dataset, "test")
-    defense = model_store.defense(cell.target)
-    resolved = Resolved(
-        source=model_store.resolved(source),
-        randomness=model_store.defense(source).randomness,
-        attack=plugins.guarded(str(cell.attack), lambda: resolve(attack, cell.attack)),
-        threat=cell.threat,
-        test=test.digest,
-        limit=min(cell.limit or len(test), len(test)),
-        max_queries=cell.max_queries,
-        target=model_store.resolved(cell.target),
-        target_randomness=defense.randomness,
-        draws=cell.draws if defense.is_random else 1,
-    )
-    return Plan(
-        cell=cell,
-        attack=attack,
-        source=source,
-        resolved=resolved,
-        key=resolved.key,
-        generation_key=resolved.generation_key,
-    )
-
-
-def source_of(target: Target, source: Source | None) -> Target:
-    """Return the model on which an attack makes its images: the target itself unless it names a source."""
-    if source is None:
-        return target
-    training = target.training
-    if source.training not in (None, training.kind):
-        same = {"epochs": training.epochs, "limit": training.limit}
-        training = defaults.plan(target.dataset, source.training, same)
-    return dataclasses.replace(
-        target,
-        training=training,
-        defense=source.defense or target.defense,
-        seed=target.seed + source.seed_offset,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Facts:
     """The facts about a victim that an attack's `check` may ask for before there is a victim."""
@@ -161,7 +99,8 @@ class Runner:
     """True for the run itself, and False for its helpers."""
     _leases: Leases | None = None
     _clean: int = dataclasses.field(default_factory=lambda: len(guard.history))
-    """The length of the guard's history when the runner was made."""
+    """How much had happened to the process when the runner was made."""
+    _baseline: guard.Baseline | None = None
 
     @property
     def store(self) -> store.Store:
@@ -210,6 +149,8 @@ class Runner:
         """
         results: dict[str, Record | Failure] = {}
         pending = plans
+        if plans and self._baseline is None:
+            self._baseline = guard.Baseline()
         while pending:
             waiting = []
             for current in pending:
@@ -256,6 +197,8 @@ class Runner:
                 if self.elsewhere is not None and (self.isolate or self._is_dirty):
                     raise Dirty
                 found = self.guarded(current, lambda: self._recorded(current))
+                if isinstance(found, Failure) and self.elsewhere is not None and self._is_dirty:
+                    raise Dirty  # what an earlier guest left behind may be the reason
             except Dirty:
                 if self.elsewhere is None:
                     raise
@@ -266,6 +209,8 @@ class Runner:
 
     @property
     def _is_dirty(self) -> bool:
+        if self._baseline is not None:
+            self._baseline.restore()
         return guard.is_dirty(self._clean)
 
     def _sent(self, current: Plan, elsewhere: Elsewhere) -> Record | Failure:

@@ -23,7 +23,7 @@ from harness.storage.progress import Reporter
 from harness.targets import memory, training
 from harness.targets.defended import Defended
 from harness.targets.integrity import ModelState
-from harness.targets.views import LOOKS, Question
+from harness.targets.views import FEWER_LOOKS, LOOKS, Question
 from harness.types import Batch, Dataset, ThreatModel
 
 
@@ -96,7 +96,9 @@ class Scoring:
         asked = shard.asked if self.replay else ()
         with guard.watched() as process:  # the defense and the model are guests, too
             try:
-                judged = self._judge(batch, shard.images, LOOKS if shard.first else 0, asked)
+                judged = self._judge(
+                    batch, shard.images, LOOKS if shard.first else FEWER_LOOKS, asked
+                )
             finally:
                 changed = model.restore()
         fresh = shard.batch(self.test, self.device)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.cells.cells import Cell
-from harness.evaluation.runner import Plan, Runner
+from harness.evaluation.plans import Plan
+from harness.evaluation.runner import Runner
 from harness.executors.worker import Job, encode
 from harness.results.records import Failure, Record
 from harness.types import HarnessError

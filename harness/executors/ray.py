@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.evaluation.runner import Plan, Runner
+from harness.evaluation.plans import Plan
+from harness.evaluation.runner import Runner
 from harness.executors import local
 from harness.executors.ray_worker import Outcome, Place, Step, work
 from harness.results.records import Failure, Record

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 
 from harness.cells.cells import Cell, Target
-from harness.evaluation.runner import Runner, plan
+from harness.evaluation.plans import plan
+from harness.evaluation.runner import Runner
 from harness.results.records import Failure, Record
 from harness.storage import keys, log, remote
 from harness.storage.leases import Busy, Lease, Leases

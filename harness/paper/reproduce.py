@@ -9,7 +9,8 @@ import click
 
 from harness import registry
 from harness.cells.cells import Cell
-from harness.evaluation.runner import Plan, Runner, plan
+from harness.evaluation.plans import Plan, plan
+from harness.evaluation.runner import Runner
 from harness.paper import expansion
 from harness.paper.expansion import Place
 from harness.paper.measured import CELLS, cell_name

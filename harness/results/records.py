@@ -126,8 +126,8 @@ class Record:
     """The mean forwards and backwards of an image, and the shares of backwards and of probed pixels that
     had no gradient."""
     looks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """The number of images of the first batch that the judge queried again (`asked`, and `replayed` for the
-    attack's own queries), and the numbers answered differently: `alone`, `later`, `gradients`, `attack`."""
+    """The number of images that the judge queried again, most of the first batch (`asked`, and `replayed` for
+    the attack's own queries), and of those answered differently: `alone`, `later`, `gradients`, `attack`."""
     invalid: tuple[int, ...] = ()
     """The ids of images that broke the threat model, which count as not attacked."""
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -125,8 +125,12 @@ class ImageState:
             name: value.clone() for name, value in self._fields.items() if isinstance(value, Tensor)
         }
 
-    def restore(self) -> list[str]:
-        """Put back what differs; return the names of it."""
+    def restore(self, rows: slice | None = None) -> list[str]:
+        """Put back what differs; return the names of it.
+
+        Args:
+            rows: the rows to look at; all where None, and where a row is found to differ.
+        """
         found = []
         now = vars(self._dataset)
         if any(now[name] is not value for name, value in self._fields.items()):
@@ -134,7 +138,9 @@ class ImageState:
             found.append("fields of the dataset")
         for name, before in self._tensors.items():
             held: Tensor = self._fields[name]
-            if not _equal(held, before):
+            if held.shape != before.shape or not _equal(
+                held if rows is None else held[rows], before if rows is None else before[rows]
+            ):
                 held.data = before.clone()
                 found.append(f"{name} of the dataset")
         return found

@@ -59,6 +59,8 @@ class Evidence:
 
 LOOKS = 8
 """The number of images of an attack's last queries that are kept, so that the judge can repeat them."""
+FEWER_LOOKS = 2
+"""The number of images of each later batch that the judge asks about again: a defense may know the first."""
 
 
 @dataclasses.dataclass(frozen=True)

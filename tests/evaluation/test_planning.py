@@ -19,7 +19,8 @@ from harness.cli.main import main
 from harness.cli.options import typed
 from harness.evaluation import planning, suites
 from harness.evaluation.planning import AttackOptions, RunOptions, TargetOptions
-from harness.evaluation.runner import Plan, Runner
+from harness.evaluation.plans import Plan
+from harness.evaluation.runner import Runner
 from harness.executors import session
 from harness.executors.session import SessionOptions
 from harness.registry import load_file

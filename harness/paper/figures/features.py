@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.cells import defaults
 from harness.cells.cells import Cell
-from harness.evaluation.runner import Plan, Runner, plan
+from harness.evaluation.plans import Plan, plan
+from harness.evaluation.runner import Runner
 from harness.paper import expansion
 from harness.paper.figures import images
 from harness.paper.figures.data import FOLDER, Cloud, Example, FeatureData, Gallery, Shelf
