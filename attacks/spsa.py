@@ -53,7 +53,7 @@ class SPSA(Attack):
     eot: int = 1
     """Draws of the defense's randomness that a step's pairs are spread over; a pair shares one."""
     early_stop: bool = True
-    """Whether an image of a deterministic victim leaves once it is misclassified."""
+    """True to let an image of a deterministic victim leave once it is misclassified."""
     chunk: int | None = None
     """Images per forward, a bound on memory that changes rounding and nothing else. None: 128 on a
     CPU, whose cache they should fit, and 4096 on a GPU."""

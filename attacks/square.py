@@ -39,7 +39,7 @@ class Square(Attack):
     """Share of the pixels that the first squares change (0.8: Croce and Hein 2020, AutoAttack)."""
     loss: LossName = "margin"
     early_stop: bool = True
-    """Whether an image of a deterministic victim leaves the search once it is misclassified."""
+    """True to let an image of a deterministic victim leave the search once it is misclassified."""
 
     def __post_init__(self) -> None:
         at_least_one("queries", self.queries)

@@ -65,7 +65,7 @@ class StoredImages:
     changed: tuple[str, ...]
     """The changes to the victim that the batches name."""
     process: tuple[str, ...]
-    """What they say was changed of the process."""
+    """The changes of the process that the batches name."""
     asked: tuple[Asked, ...] = ()
     """The attack's last questions about the first batch."""
 

@@ -52,7 +52,7 @@ def watched(*, noted: bool = True, keep: Collection[str] = ()) -> Iterator[list[
 
 
 _LATE = (process.RANDOM, process.PATH, process.THREADS)
-"""What the engine itself moves between two calls of guests."""
+"""Facets that the engine itself moves between two calls of guests."""
 
 
 class Baseline:

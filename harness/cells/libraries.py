@@ -1,4 +1,4 @@
-"""What torch, numpy and their random generators hold for the whole process: read, compared, put back."""
+"""Read, compare and put back the state that torch, numpy and random generators hold for a whole process."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _operators() -> tuple[str, ...]:
 
 
 def _arithmetic() -> tuple[float, ...]:
-    """What denormal numbers and rounding do: a processor's flags, which few functions tell."""
+    """The treatment of denormal numbers and rounding: flags of the processor, which few functions tell."""
     tiny, one, half = float("5e-324"), float("1"), float(2**-53)
     return tiny + 0.0, one + half, -one - half
 
