@@ -1,4 +1,4 @@
-"""What commands print: names and reasons out of files reach the terminal as text, never as its commands."""
+"""Print names and reasons out of files as text, so that they never reach the terminal as its commands."""
 
 from __future__ import annotations
 

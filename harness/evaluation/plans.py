@@ -1,4 +1,4 @@
-"""What follows from a cell before anything is trained: its plugins, keys, and where its images are made."""
+"""Plan a cell before anything is trained: its plugins, its keys, and the source of its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Plan:
     cell: Cell
     attack: Attack
     source: Target
-    """Where the images are made: the target itself, or the source of a transfer attack."""
+    """The model on which the images are made: the target itself, or the source of a transfer attack."""
     resolved: Resolved
     key: str
     generation_key: str
@@ -58,7 +58,7 @@ def plan(cell: Cell, model_store: TargetSource) -> Plan:
 
 
 def source_of(target: Target, source: Source | None) -> Target:
-    """Where the images of an attack are made: the target itself where it names no other source."""
+    """Return the model on which an attack makes its images: the target itself unless it names a source."""
     if source is None:
         return target
     training = target.training

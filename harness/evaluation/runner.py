@@ -99,7 +99,7 @@ class Runner:
     """True for the run itself, and False for its helpers."""
     _leases: Leases | None = None
     _clean: int = dataclasses.field(default_factory=lambda: len(guard.history))
-    """How much had happened to the process when the runner was made."""
+    """The length of the guard's history when the runner was made."""
     _baseline: guard.Baseline | None = None
 
     @property

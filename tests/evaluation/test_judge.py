@@ -215,7 +215,7 @@ def test_expectation_over_transformation_averages_fresh_draws() -> None:
 
 
 def test_a_look_is_the_first_draw_of_a_step() -> None:
-    """Of eight draws a step nearly one is wrong on every image; Tramer et al. 2020 look at one a step."""
+    """Look once a step (Tramer et al. 2020): of eight draws a step nearly one is wrong on every image."""
     images = batch([0.45] * 200, [0] * 200)
     noisy = Defended(Brightness(), Shift(), 2).frozen()
     seen = View(noisy, images, ThreatModel(epsilon=0.1), "gradients")
